@@ -1,0 +1,189 @@
+// Package chromiumproc drives a real, headless Chromium in tests: one tab of a browser of its own for each test,
+// closed when the test ends. A machine without Chromium fails the test; nothing is skipped.
+package chromiumproc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+)
+
+const (
+	// patience is how long a test waits for what should happen at once.
+	patience = 60 * time.Second
+	// pollEvery is how often the page is looked at.
+	pollEvery = 10 * time.Millisecond
+	// screenshotsVariable names the folder that keeps screenshots; without it they go to the test's artifacts.
+	screenshotsVariable = "TEST_SCREENSHOTS"
+)
+
+// Tab is a tab of a browser. What fails in it fails its test.
+type Tab struct {
+	t   testing.TB
+	ctx context.Context
+}
+
+// Open starts Chromium with a window of this size, in pixels.
+func Open(t testing.TB, width, height int) *Tab {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Fatal("chromium is missing: apt-get install chromium, or make deps")
+	}
+	var output bytes.Buffer
+	ctx, cancel := chromedp.NewContext(context.Background(), chromedp.WithAllocatorOptions(
+		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.NoFirstRun, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
+		chromedp.WindowSize(width, height), chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.CombinedOutput(&output)))
+	tab := &Tab{t: t, ctx: ctx}
+	t.Cleanup(func() {
+		_ = chromedp.Cancel(ctx) // closes the browser and waits for it
+		cancel()
+	})
+	if err := chromedp.Do(ctx, chromedp.EmulateViewport(int64(width), int64(height))); err != nil {
+		t.Fatalf("chromium: %v\n%s", err, &output)
+	}
+	return tab
+}
+
+// Beside opens another tab of the same browser.
+func (b *Tab) Beside() *Tab {
+	b.t.Helper()
+	ctx, cancel := chromedp.NewContext(b.ctx)
+	b.t.Cleanup(cancel)
+	return &Tab{t: b.t, ctx: ctx}
+}
+
+// Go navigates and waits for the page to load.
+func (b *Tab) Go(url string) {
+	b.t.Helper()
+	b.do("go to "+url, chromedp.Navigate(url))
+}
+
+// Resize changes the size of the window, in pixels.
+func (b *Tab) Resize(width, height int) {
+	b.t.Helper()
+	b.do("resize", chromedp.EmulateViewport(int64(width), int64(height)))
+}
+
+// Click clicks what a CSS selector names, once it is visible.
+func (b *Tab) Click(selector string) {
+	b.t.Helper()
+	b.do("click "+selector, chromedp.Click(selector))
+}
+
+// Type types into what a CSS selector names, once it is visible.
+func (b *Tab) Type(selector, text string) {
+	b.t.Helper()
+	b.do("type into "+selector, chromedp.SendKeys(selector, text))
+}
+
+func (b *Tab) do(what string, action chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	if err := chromedp.Do(ctx, action); err != nil {
+		b.fail(what, err)
+	}
+}
+
+// See waits until the page has an element that a CSS selector names.
+func (b *Tab) See(selector string) {
+	b.t.Helper()
+	b.Until(fmt.Sprintf(`document.querySelector(%s) !== null`, quote(selector)))
+}
+
+// Gone waits until the page has no such element.
+func (b *Tab) Gone(selector string) {
+	b.t.Helper()
+	b.Until(fmt.Sprintf(`document.querySelector(%s) === null`, quote(selector)))
+}
+
+// Until waits until a JavaScript expression is true.
+func (b *Tab) Until(expression string) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	for {
+		action := chromedp.Poll[bool](expression, chromedp.WithPollingInterval(pollEvery), chromedp.WithPollingTimeout(0))
+		_, err := chromedp.Run(ctx, action)
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil || !leftPage(err) {
+			b.fail("wait for "+expression, err)
+		}
+	}
+}
+
+// leftPage tells whether a page could not answer because another one took its place meanwhile.
+func leftPage(err error) bool {
+	for _, text := range []string{"navigated or closed", "context was destroyed", "Cannot find context", "Not attached to an active page"} {
+		if strings.Contains(err.Error(), text) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Tab) fail(what string, err error) {
+	b.t.Helper()
+	b.Screenshot("failed")
+	b.t.Fatalf("%s: %v; the page shows\n%s", what, err, b.Text("body"))
+}
+
+// Text returns what the element that a CSS selector names shows, or "absent".
+func (b *Tab) Text(selector string) string {
+	b.t.Helper()
+	text, err := Evaluate[string](b, fmt.Sprintf(`document.querySelector(%s)?.innerText ?? "absent"`, quote(selector)))
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+// Evaluate returns the value of a JavaScript expression; a promise is waited for.
+func Evaluate[T any](b *Tab, expression string) (T, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	return chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+}
+
+// Screenshot keeps a picture of the page as NAME.png, and logs where.
+func (b *Tab) Screenshot(name string) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	if err != nil {
+		b.t.Errorf("screenshot: %v", err)
+		return
+	}
+	dir := os.Getenv(screenshotsVariable)
+	if dir == "" {
+		dir = b.t.ArtifactDir()
+	}
+	path := filepath.Join(dir, name+".png")
+	if err = os.MkdirAll(dir, 0o755); err == nil {
+		err = os.WriteFile(path, png, 0o644)
+	}
+	if err != nil {
+		b.t.Errorf("screenshot: %v", err)
+		return
+	}
+	b.t.Logf("screenshot: %s", path)
+}
+
+func quote(s string) string {
+	b, _ := json.Marshal(s)
+	return string(b)
+}
