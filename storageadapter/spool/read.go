@@ -1,0 +1,178 @@
+package spool
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// segmentReader keeps the oldest segment open between two calls of Next.
+type segmentReader struct {
+	seq uint64
+	f   *os.File
+}
+
+func (r *segmentReader) open(seg segment) (*os.File, error) {
+	if r.f != nil && r.seq == seg.seq {
+		return r.f, nil
+	}
+	r.close()
+	f, err := os.Open(seg.path)
+	if err != nil {
+		return nil, err
+	}
+	r.seq, r.f = seg.seq, f
+	return f, nil
+}
+
+func (r *segmentReader) close() {
+	if r.f != nil {
+		_ = r.f.Close()
+		r.f = nil
+	}
+}
+
+// Next waits until there are records and returns the oldest ones, at least one and at most
+// maxRecords of together at most maxBytes (but always one). They stay in the spool, and
+// Next returns them again, until Done. Only one goroutine may call Next and Done.
+func (s *Spool) Next(ctx context.Context, maxRecords, maxBytes int) ([]Record, error) {
+	for {
+		seg, head, err := s.oldest()
+		if err != nil {
+			return nil, err
+		}
+		if head.off < seg.size {
+			recs, err := s.read(seg, head, maxRecords, maxBytes)
+			if err != nil || len(recs) > 0 {
+				return recs, err
+			}
+			continue // the rest of this segment was damaged and is skipped
+		}
+		select {
+		case <-s.ready:
+		case <-s.stop:
+			return nil, fmt.Errorf("spool: next: %w", ErrClosed)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// oldest returns the oldest segment and the place of its first record that is not Done.
+func (s *Spool) oldest() (segment, position, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return segment{}, position{}, fmt.Errorf("spool: next: %w", ErrClosed)
+	}
+	return *s.segments[0], s.head, nil
+}
+
+func (s *Spool) read(seg segment, head position, maxRecords, maxBytes int) ([]Record, error) {
+	f, err := s.reader.open(seg)
+	if err != nil {
+		return nil, fmt.Errorf("spool: read: %w", err)
+	}
+	want := min(seg.size-head.off, int64(max(maxBytes, frameHeaderBytes)))
+	buf := make([]byte, want)
+	if _, err := f.ReadAt(buf, head.off); err != nil && err != io.EOF {
+		return nil, fmt.Errorf("spool: read: %w", err)
+	}
+	var recs []Record
+	s.taken = s.taken[:0]
+	off := head.off
+	for len(recs) < maxRecords && len(buf) > 0 {
+		rec, at, n, err := decodeFrame(buf)
+		if err != nil {
+			if len(recs) > 0 {
+				break // cut by maxBytes, or damaged: the next call tells
+			}
+			if buf, err = s.growFirst(f, buf, off, seg.size); err != nil {
+				s.skipDamaged(seg, off)
+				return nil, nil
+			}
+			continue
+		}
+		if len(recs) == 0 {
+			s.metrics.oldest.Set(time.Since(at).Seconds())
+		}
+		recs = append(recs, rec)
+		off += int64(n)
+		s.taken = append(s.taken, position{seg.seq, off})
+		buf = buf[n:]
+	}
+	return recs, nil
+}
+
+// growFirst reads the whole of the first frame when buf holds only its beginning.
+func (s *Spool) growFirst(f *os.File, buf []byte, off, size int64) ([]byte, error) {
+	if len(buf) < frameHeaderBytes {
+		return nil, errCorrupt
+	}
+	body, err := frameBodyBytes(buf)
+	if err != nil {
+		return nil, err
+	}
+	n := frameHeaderBytes + body
+	if n <= len(buf) || off+int64(n) > size {
+		return nil, errCorrupt
+	}
+	grown := make([]byte, n)
+	if _, err := f.ReadAt(grown, off); err != nil {
+		return nil, err
+	}
+	return grown, nil
+}
+
+// skipDamaged gives up the rest of a segment whose bytes changed on the disk.
+func (s *Spool) skipDamaged(seg segment, off int64) {
+	s.log.Error("the disk returns other bytes than were written: records of this segment are lost",
+		"segment", seg.path, "offset", off, "bytesLost", seg.size-off, "recordsLost", seg.records)
+	s.metrics.damaged.Add(float64(seg.records))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance(position{seg.seq, seg.size}, seg.records)
+}
+
+// advance moves the head over n records. Its caller holds mu.
+func (s *Spool) advance(to position, n int) {
+	s.head = to
+	s.segments[0].records -= n
+	s.records -= n
+	s.popSegments()
+	s.writeHead()
+}
+
+// popSegments removes segments that hold nothing but what is Done; never the active one.
+// Its caller holds mu.
+func (s *Spool) popSegments() {
+	for len(s.segments) > 1 && s.segments[0].records == 0 {
+		old := s.segments[0]
+		if err := os.Remove(old.path); err != nil {
+			s.log.Warn("remove a segment that is done: it goes at the next start", "err", err)
+		}
+		s.used -= old.size
+		s.segments = append(s.segments[:0], s.segments[1:]...)
+		s.head = position{s.segments[0].seq, segmentHeaderBytes}
+	}
+}
+
+// Done removes the first n records of the last Next.
+func (s *Spool) Done(n int) {
+	if n < 0 || n > len(s.taken) {
+		panic(fmt.Sprintf("spool: Done(%d) after a Next of %d records", n, len(s.taken)))
+	}
+	if n == 0 {
+		return
+	}
+	s.mu.Lock()
+	s.advance(s.taken[n-1], n)
+	empty := s.records == 0
+	s.mu.Unlock()
+	s.taken = append(s.taken[:0], s.taken[n:]...)
+	if empty {
+		s.metrics.oldest.Set(0)
+	}
+}

@@ -1,0 +1,210 @@
+package spool
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A segment is a header and then frames, all numbers little-endian:
+//
+//	header  "mbspool1"
+//	frame   u32 length of body | u32 CRC-32C of length and body | body
+//	body    i64 Unix milliseconds | u16 length of key | key | value
+const (
+	segmentHeader      = "mbspool1"
+	segmentHeaderBytes = int64(len(segmentHeader))
+	segmentSuffix      = ".seg"
+	frameHeaderBytes   = 8
+	bodyHeaderBytes    = 10
+	maxBodyBytes       = bodyHeaderBytes + MaxKeyBytes + MaxValueBytes
+)
+
+// errCorrupt: the bytes are no whole frame.
+var errCorrupt = errors.New("no whole frame")
+
+// castagnoli is the polynomial of CRC-32C.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// segment is one file of the spool.
+type segment struct {
+	seq     uint64
+	path    string
+	size    int64 // bytes of whole frames and the header
+	records int   // not Done
+}
+
+// position is a place between two frames.
+type position struct {
+	seq uint64
+	off int64
+}
+
+// file is what the committer writes to: the disk, or a failing one in tests.
+type file interface {
+	io.Writer
+	Sync() error
+	Truncate(size int64) error
+	Close() error
+}
+
+// diskFile syncs with fdatasync, which also writes the file's length.
+type diskFile struct{ *os.File }
+
+func (f diskFile) Sync() error { return fdatasync(f.File) }
+
+func createFile(path string) (file, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return diskFile{f}, nil
+}
+
+func segmentPath(dir string, seq uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%016x%s", seq, segmentSuffix))
+}
+
+// listSegments returns the numbers of the segments in dir, oldest first.
+func listSegments(dir string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("spool: read folder: %w", err)
+	}
+	var seqs []uint64
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), segmentSuffix)
+		if !ok {
+			continue
+		}
+		seq, err := strconv.ParseUint(name, 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("spool: read folder: %s is no segment: move it away", e.Name())
+		}
+		seqs = append(seqs, seq)
+	}
+	slices.Sort(seqs)
+	return seqs, nil
+}
+
+// appendFrames appends the records' frames.
+func appendFrames(dst []byte, now time.Time, recs []Record) ([]byte, error) {
+	size := 0
+	for i := range recs {
+		r := &recs[i]
+		if len(r.Key) > MaxKeyBytes || len(r.Value) > MaxValueBytes {
+			return nil, fmt.Errorf("spool: append: record %d has a key of %d and a value of %d bytes, the limits are %d and %d",
+				i, len(r.Key), len(r.Value), MaxKeyBytes, MaxValueBytes)
+		}
+		size += frameHeaderBytes + bodyHeaderBytes + len(r.Key) + len(r.Value)
+	}
+	dst = slices.Grow(dst, size)
+	for i := range recs {
+		dst = appendFrame(dst, now, &recs[i])
+	}
+	return dst, nil
+}
+
+func appendFrame(dst []byte, now time.Time, r *Record) []byte {
+	start := len(dst)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(bodyHeaderBytes+len(r.Key)+len(r.Value)))
+	dst = binary.LittleEndian.AppendUint32(dst, 0) // the checksum
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(now.UnixMilli()))
+	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(r.Key)))
+	dst = append(dst, r.Key...)
+	dst = append(dst, r.Value...)
+	binary.LittleEndian.PutUint32(dst[start+4:], frameSum(dst[start:]))
+	return dst
+}
+
+// frameSum is the checksum of a frame: of everything but the checksum's own field.
+func frameSum(frame []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, frame[:4])
+	return crc32.Update(sum, castagnoli, frame[frameHeaderBytes:])
+}
+
+// frameBodyBytes returns the length of the body from a frame's header.
+func frameBodyBytes(header []byte) (int, error) {
+	n := binary.LittleEndian.Uint32(header)
+	if n < bodyHeaderBytes || n > maxBodyBytes {
+		return 0, errCorrupt
+	}
+	return int(n), nil
+}
+
+// decodeFrame reads the frame at the start of b. The record's value points into b.
+func decodeFrame(b []byte) (r Record, at time.Time, n int, err error) {
+	if len(b) < frameHeaderBytes {
+		return Record{}, time.Time{}, 0, errCorrupt
+	}
+	body, err := frameBodyBytes(b)
+	if err != nil || len(b) < frameHeaderBytes+body {
+		return Record{}, time.Time{}, 0, errCorrupt
+	}
+	n = frameHeaderBytes + body
+	frame := b[:n:n]
+	if frameSum(frame) != binary.LittleEndian.Uint32(frame[4:]) {
+		return Record{}, time.Time{}, 0, errCorrupt
+	}
+	ms := int64(binary.LittleEndian.Uint64(frame[frameHeaderBytes:]))
+	keyLen := int(binary.LittleEndian.Uint16(frame[frameHeaderBytes+8:]))
+	rest := frame[frameHeaderBytes+bodyHeaderBytes:]
+	if keyLen > len(rest) {
+		return Record{}, time.Time{}, 0, errCorrupt
+	}
+	return Record{Key: string(rest[:keyLen]), Value: rest[keyLen:]}, time.UnixMilli(ms), n, nil
+}
+
+// scanSegment reads a whole segment: how many bytes of it are good, and how many records
+// end after off. The error is of the disk; a bad frame only ends the good part.
+func scanSegment(path string, off int64) (good int64, records int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, 0, fmt.Errorf("spool: scan: %w", err)
+	}
+	defer f.Close()
+	r := bufio.NewReaderSize(f, 256<<10)
+	buf := make([]byte, segmentHeaderBytes, 4<<10)
+	if _, err := io.ReadFull(r, buf); err != nil || string(buf) != segmentHeader {
+		return 0, 0, scanError(err)
+	}
+	good = segmentHeaderBytes
+	for {
+		buf = buf[:frameHeaderBytes]
+		if _, err := io.ReadFull(r, buf); err != nil {
+			return good, records, scanError(err)
+		}
+		body, err := frameBodyBytes(buf)
+		if err != nil {
+			return good, records, nil
+		}
+		buf = slices.Grow(buf, body)[:frameHeaderBytes+body]
+		if _, err := io.ReadFull(r, buf[frameHeaderBytes:]); err != nil {
+			return good, records, scanError(err)
+		}
+		if _, _, _, err := decodeFrame(buf); err != nil {
+			return good, records, nil
+		}
+		good += int64(len(buf))
+		if good > off {
+			records++
+		}
+	}
+}
+
+// scanError lets the end of a file pass: it is where the good part ends.
+func scanError(err error) error {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return fmt.Errorf("spool: scan: %w", err)
+}
