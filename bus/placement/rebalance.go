@@ -1,0 +1,77 @@
+package placement
+
+import "math"
+
+// Evenness says when connections are moved, as parts of the mean. The zero value means the defaults.
+type Evenness struct {
+	// Start is how far from the mean the fullest or the emptiest node must be; 0 means 0.05.
+	Start float64
+	// Slack is how much fuller than the mean a node may stay; 0 means 0.01.
+	Slack float64
+}
+
+// Leave is how many connections a node should send away.
+type Leave struct {
+	Node        int // index
+	Connections int
+}
+
+// Rebalance returns how many connections should leave which nodes so that all are level: only what
+// is above the mean for a node's weight, and nothing while all are near it. Pending ones count where they go.
+func Rebalance(nodes []Node, e Evenness) []Leave {
+	if e.Start == 0 {
+		e.Start = 0.05
+	}
+	if e.Slack == 0 {
+		e.Slack = 0.01
+	}
+	connections, weight := 0, 0.0
+	for i := range nodes {
+		connections += nodes[i].count()
+		weight += nodes[i].Weight
+	}
+	if len(nodes) < 2 || connections == 0 {
+		return nil
+	}
+	mean := float64(connections) / weight
+	uneven := false
+	var leaves []Leave
+	for i := range nodes {
+		n := &nodes[i]
+		want := mean * n.Weight
+		off := float64(n.count()) - want
+		// A handful is not worth a move.
+		uneven = uneven || math.Abs(off) > max(e.Start*want, 10)
+		if over := int(float64(n.count()) - want*(1+e.Slack)); over > 0 {
+			leaves = append(leaves, Leave{Node: i, Connections: min(over, n.Connections)})
+		}
+	}
+	if !uneven {
+		return nil
+	}
+	return leaves
+}
+
+// Imbalance is how full the fullest node is, for its weight, as a multiple of the mean; 1 is even.
+func Imbalance(nodes []Node) float64 {
+	connections, weight, highest := 0, 0.0, 0.0
+	for i := range nodes {
+		connections += nodes[i].Connections
+		weight += nodes[i].Weight
+		highest = max(highest, float64(nodes[i].Connections)/nodes[i].Weight)
+	}
+	if connections == 0 {
+		return 1
+	}
+	return highest * weight / float64(connections)
+}
+
+// EvennessOf is how even a policy's fleet is kept. Those that put a user where its name says are left alone for
+// longer: who is moved asks again and is sent back, unless its node is over the bound.
+func EvennessOf(policy string) Evenness {
+	switch policy {
+	case HashAccount, HashAddress, ConsistentHash:
+		return Evenness{Start: 0.25, Slack: 0.1}
+	}
+	return Evenness{}
+}

@@ -1,0 +1,173 @@
+package bus
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/mailbell/mailbell/bus/routing"
+	"github.com/mailbell/mailbell/internal/eventlog"
+	"github.com/mailbell/mailbell/schema/link"
+)
+
+func standInRequest(partition uint32, epoch uint64, after int64) *link.StandIn {
+	return &link.StandIn{Partitions: []*link.StandInPartition{{Partition: partition, After: &link.Offset{Epoch: epoch, Offset: after}}}}
+}
+
+// TestStandIn: b1 owns the partition and is not reached any more. b2 serves it from the notifier's position on, until it
+// owns it itself.
+func TestStandIn(t *testing.T) {
+	log := newFakeLog(1)
+	b1, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	b2, _ := startNode(t, Config{NodeID: "b2", Log: log})
+	l1, l2 := dial(t, b1, "n1"), dial(t, b2, "n1")
+	alice := accountIn(0, 1, 0)
+	log.assign(t, map[string][]int32{"b1": {0}, "b2": {}})
+	l1.subscribe(l1.ownership(0)[0], nil, alice)
+	log.append(alice, "1")
+	first := l1.events(1)[0]
+	log.append(alice, "2")
+	log.append(alice, "3")
+
+	l2.send(standInRequest(0, 1000, first.GetOffset()))
+	owned := l2.ownership(0)[0]
+	if !owned.GetStandIn() || owned.GetGeneration()&standInBit == 0 {
+		t.Fatalf("owned %v", owned)
+	}
+	s, records := l2.subscribe(owned, &link.Offset{Epoch: 1000, Offset: first.GetOffset()}, alice)
+	if s.GetCatchUp() != link.CatchUp_CATCH_UP_REPLAY || len(records) != 2 || records[0].GetOffset() != first.GetOffset()+1 {
+		t.Fatalf("subscribed %v after %v", s, records)
+	}
+	_, at := log.append(alice, "4")
+	if r := l2.events(1)[0]; r.GetOffset() != at {
+		t.Fatalf("got %v", r)
+	}
+	if r := l2.resume(owned, &link.Offset{Epoch: 1000, Offset: at - 1}, alice); r.GetCatchUp() != link.CatchUp_CATCH_UP_REPLAY || len(r.GetRecords()) != 1 {
+		t.Fatalf("resumed %v", r)
+	}
+	if err := b2.Ready(context.Background()); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+
+	log.assign(t, map[string][]int32{"b1": {}, "b2": {0}})
+	for owned.GetStandIn() {
+		owned = l2.ownership(0)[0]
+	}
+	if owned.GetGeneration() != 2 {
+		t.Fatalf("owned %v", owned)
+	}
+	s, records = l2.subscribe(owned, &link.Offset{Epoch: 1000, Offset: first.GetOffset()}, alice)
+	if s.GetCatchUp() != link.CatchUp_CATCH_UP_REPLAY || len(records) < 3 {
+		t.Fatalf("subscribed %v after %v", s, records)
+	}
+	eventually(t, "the end of the stand-in", func() bool { return b2.standIns[0].Load() == nil })
+	// Asked once more, the owner says what it is.
+	l2.send(standInRequest(0, 1000, at))
+	if again := l2.ownership(0)[0]; again.GetStandIn() {
+		t.Errorf("an owner stands in: %v", again)
+	}
+}
+
+// A stand-in that nobody asks for any more ends, and requests of its generation are answered so.
+func TestStandInEnds(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	f := dial(t, n, "n1")
+	log.assign(t, map[string][]int32{"b1": {}})
+	f.ownership()
+	if _, err := log.Epoch(context.Background(), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.send(standInRequest(0, 1000, 0))
+	owned := f.ownership(0)[0]
+	p := n.standIns[0].Load()
+	p.mu.Lock()
+	p.until = time.Time{}
+	p.mu.Unlock()
+	f.ownership()
+	if s, _ := f.subscribe(owned, nil, accountIn(0, 1, 0)); s.GetCatchUp() != link.CatchUp_CATCH_UP_NOT_OWNER {
+		t.Errorf("subscribed %v", s)
+	}
+}
+
+// The log has another epoch than the notifier thinks: the clients are told, and get what comes.
+func TestStandInSeesAnotherEpoch(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	f := dial(t, n, "n1")
+	log.assign(t, map[string][]int32{"b1": {}})
+	alice := accountIn(0, 1, 0)
+	if _, err := log.WriteBeacon(context.Background(), 0, eventlog.Beacon{Epoch: 7, After: -1}); err != nil {
+		t.Fatal(err)
+	}
+	f.send(standInRequest(0, 6, 0))
+	owned := f.ownership(0)[0]
+	if owned.GetHead().GetEpoch() != 7 {
+		t.Fatalf("owned %v", owned)
+	}
+	if s, _ := f.subscribe(owned, &link.Offset{Epoch: 6}, alice); s.GetCatchUp() != link.CatchUp_CATCH_UP_RESYNC {
+		t.Errorf("subscribed %v", s)
+	}
+	log.append(alice, "1")
+	f.events(1)
+}
+
+func TestStandInBadRequests(t *testing.T) {
+	for name, m := range map[string]*link.StandIn{
+		"no such partition": standInRequest(9, 1, 0),
+		"no position":       {Partitions: []*link.StandInPartition{{}}},
+		"position below":    standInRequest(0, 1, -2),
+		"too many":          {Partitions: slices.Repeat(standInRequest(0, 1, 0).Partitions, 3)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, _ := startNode(t, Config{NodeID: "b1", Log: newFakeLog(2)})
+			f := dial(t, n, "n1")
+			f.send(m)
+			if err := f.ended(); status.Code(err) != codes.InvalidArgument {
+				t.Errorf("the link ended with %v", err)
+			}
+		})
+	}
+}
+
+// TestStandInChurn: notifiers ask, the group assigns, links end, all at once; every event arrives or is told, in order.
+func TestStandInChurn(t *testing.T) {
+	log := newFakeLog(2)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log, Linger: time.Millisecond})
+	log.assign(t, map[string][]int32{"b1": {}})
+	for p := range int32(2) {
+		if _, err := log.Epoch(context.Background(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for range 20 {
+				p := int32(i % 2)
+				log.append(accountIn(p, 2, 0), "")
+				n.standInFor(p, routing.Position{Epoch: 1000 + uint64(p)})
+				if s := n.standIns[p].Load(); s != nil && i == 3 {
+					n.endStandIn(s)
+				}
+				n.tickStandIns(time.Now())
+				n.announce()
+			}
+		})
+	}
+	for i := range 6 {
+		share := []int32{0, 1}[:i%3]
+		log.assign(t, map[string][]int32{"b1": share})
+	}
+	all.Wait()
+	log.assign(t, map[string][]int32{"b1": {0, 1}})
+	eventually(t, "ownership of both, and no stand-in", func() bool {
+		n.tickStandIns(time.Now())
+		return n.ownedCount() == 2 && n.standIns[0].Load() == nil && n.standIns[1].Load() == nil
+	})
+}
