@@ -1,0 +1,348 @@
+package notifier
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/mailbell/mailbell/schema"
+	"github.com/mailbell/mailbell/schema/link"
+)
+
+// welcome takes a link into use. The number of partitions never changes while the system runs.
+func (c *core) welcome(l linkID, partitions int) {
+	switch {
+	case partitions < 1 || partitions > 1<<16:
+		c.out.cut(l, fmt.Sprintf("it says that the topic has %d partitions", partitions))
+	case len(c.parts) == 0:
+		c.parts = make([]partition, partitions)
+		waiting := c.unplaced
+		c.unplaced = nil
+		for _, p := range waiting {
+			c.put(p)
+		}
+	case len(c.parts) != partitions:
+		c.out.cut(l, fmt.Sprintf("it says that the topic has %d partitions, others say %d: restart the notifiers after the topic was changed", partitions, len(c.parts)))
+	}
+}
+
+// owned takes the complete set of partitions that a node serves now.
+func (c *core) owned(l linkID, m *link.Owned) {
+	keeps := make(map[int32]bool, len(m.Partitions))
+	var gained []int32
+	for _, o := range m.Partitions {
+		i := int32(o.Partition)
+		if int(o.Partition) >= len(c.parts) {
+			c.out.cut(l, fmt.Sprintf("it owns partition %d of %d", o.Partition, len(c.parts)))
+			return
+		}
+		part := &c.parts[i]
+		if o.StandIn {
+			used, gain := c.standsIn(l, o)
+			if used {
+				keeps[i] = true
+			}
+			if gain {
+				gained = append(gained, i)
+			}
+			continue
+		}
+		if o.Generation < part.fence {
+			continue // an owner of the past
+		}
+		keeps[i] = true
+		if part.owner == l && !part.standIn && o.Generation == part.generation {
+			continue // as before
+		}
+		c.disown(i)
+		part.owner, part.generation, part.fence, part.tries = l, o.Generation, o.Generation, 0
+		if !part.known {
+			part.known, part.epoch, part.offset = true, o.Head.GetEpoch(), o.Head.GetOffset()
+		}
+		part.resubHead = link.Offset{Epoch: o.Head.GetEpoch(), Offset: o.Head.GetOffset()}
+		gained = append(gained, i)
+	}
+	for i := range c.parts {
+		if c.parts[i].owner == l && !keeps[int32(i)] {
+			c.disown(int32(i))
+		}
+	}
+	c.resubscribe(gained)
+}
+
+// allOwned reports whether every partition has an owner.
+func (c *core) allOwned() bool {
+	for i := range c.parts {
+		if c.parts[i].owner == 0 {
+			return false
+		}
+	}
+	return len(c.parts) > 0
+}
+
+// inherit takes how far another process had handed out each partition, and asks the owners for what its
+// clients may not have got. Their accounts are wanted and marked as live.
+func (c *core) inherit(parts []movedPart) {
+	if len(c.parts) == 0 {
+		c.parts = make([]partition, len(parts))
+		waiting := c.unplaced
+		c.unplaced = nil
+		for _, p := range waiting {
+			c.put(p)
+		}
+	}
+	var gained []int32
+	for i := range min(len(parts), len(c.parts)) {
+		part, was := &c.parts[i], parts[i]
+		if was.generation > part.fence {
+			if part.owner != 0 && !part.standIn {
+				c.disown(int32(i)) // an owner of the past
+			}
+			part.fence = was.generation
+		}
+		if was.known {
+			part.known, part.epoch, part.offset = true, was.epoch, was.offset
+		}
+		if part.owner != 0 {
+			gained = append(gained, int32(i))
+		}
+	}
+	c.resubscribe(gained)
+}
+
+// down is the end of a link.
+func (c *core) down(l linkID) {
+	delete(c.nodes, l)
+	for i := range c.parts {
+		if c.parts[i].owner == l {
+			c.disown(int32(i))
+		}
+	}
+	c.standIns()
+}
+
+// disown forgets a partition's owner and what it was asked; clients notice nothing yet.
+func (c *core) disown(i int32) {
+	part := &c.parts[i]
+	part.owner, part.standIn, part.resubs = 0, false, 0
+	part.unsubs, part.subs, part.resumes = nil, nil, nil
+	for number, r := range c.requests {
+		if r.partition == i {
+			delete(c.requests, number)
+		}
+	}
+}
+
+// resubscribe asks the new owners of partitions for all accounts that clients want: those that were live, from the
+// partition's position on; the others, whose clients have no answer yet, as new ones.
+func (c *core) resubscribe(gained []int32) {
+	if len(gained) == 0 {
+		return
+	}
+	slices.Sort(gained)
+	live := make(map[int32][]string, len(gained))
+	for _, i := range gained {
+		live[i] = nil
+	}
+	c.accounts.each(func(name string, asked *uint32) {
+		i := schema.PartitionOf(schema.Account(name), len(c.parts))
+		if _, ok := live[i]; !ok {
+			return
+		}
+		if *asked == askedLive {
+			live[i] = append(live[i], name)
+		} else {
+			*asked = askedNot // asked for by its clients' pending subscribes
+		}
+	})
+	for _, i := range gained {
+		part := &c.parts[i]
+		slices.Sort(live[i])
+		for batch := range slices.Chunk(live[i], maxBatch) {
+			part.resubs++
+			c.sendSubscribe(i, c.nextRequest(), batch, true)
+		}
+		if part.resubs == 0 {
+			c.settle(part)
+		}
+		for _, p := range part.waiting {
+			c.ask(part, p, c.accounts.asked(p.aid))
+		}
+	}
+}
+
+// settle moves the position to where a re-subscription has ended.
+func (c *core) settle(part *partition) {
+	if part.epoch != part.resubHead.Epoch || part.offset < part.resubHead.Offset {
+		part.epoch, part.offset = part.resubHead.Epoch, part.resubHead.Offset
+	}
+}
+
+// latest returns the later one of a node's head and the partition's position, which may have come from a node
+// that had read further.
+func (p *partition) latest(head schema.Position) schema.Position {
+	if p.known && p.epoch == head.Epoch {
+		head.Offset = max(head.Offset, p.offset)
+	}
+	return head
+}
+
+// owns finds the partition if the link is its owner in this generation.
+func (c *core) owns(l linkID, partition uint32, generation uint64) *partition {
+	if int(partition) >= len(c.parts) {
+		return nil
+	}
+	part := &c.parts[partition]
+	if part.owner != l || part.generation != generation {
+		return nil
+	}
+	return part
+}
+
+// subscribed takes an owner's answer to a Subscribe.
+func (c *core) subscribed(l linkID, m *link.Subscribed) {
+	r := c.requests[m.Request]
+	part := c.owns(l, m.Partition, m.Generation)
+	if r == nil || part == nil || r.partition != int32(m.Partition) {
+		return
+	}
+	if m.CatchUp == link.CatchUp_CATCH_UP_NOT_OWNER {
+		c.disown(r.partition) // it will say who it is, and so will the owner
+		return
+	}
+	delete(c.requests, m.Request)
+	pos := schema.Position{Epoch: m.Head.GetEpoch(), Partition: r.partition, Offset: m.Head.GetOffset()}
+	resync := m.CatchUp == link.CatchUp_CATCH_UP_RESYNC
+	if resync {
+		pos = part.latest(pos)
+	}
+	for _, name := range r.accounts {
+		a := c.accounts.wanted(name)
+		if a == 0 {
+			continue
+		}
+		if !r.again {
+			c.accounts.setAsked(a, uint32(m.Request), askedLive)
+		}
+		if resync {
+			c.out.missed(a, name, pos, m.SpreadMs)
+		}
+	}
+	if !r.again {
+		return
+	}
+	if part.resubHead.Epoch != pos.Epoch || part.resubHead.Offset < pos.Offset {
+		part.resubHead.Epoch, part.resubHead.Offset = pos.Epoch, pos.Offset
+	}
+	part.resubs--
+	if part.resubs == 0 {
+		c.settle(part)
+	}
+}
+
+// resumed takes an owner's answer to one client's subscribe.
+func (c *core) resumed(l linkID, m *link.Resumed) {
+	p := c.pending[m.Request]
+	part := c.owns(l, m.Partition, m.Generation)
+	if p == nil || part == nil || p.partition != int32(m.Partition) {
+		return
+	}
+	if m.CatchUp == link.CatchUp_CATCH_UP_NOT_OWNER {
+		c.disown(p.partition)
+		return
+	}
+	a := &answer{
+		pos:     schema.Position{Epoch: m.Head.GetEpoch(), Partition: p.partition, Offset: m.Head.GetOffset()},
+		catchUp: catchUpOf(m.CatchUp),
+	}
+	// The node may have read less than the one before it had sent, and this client is not of those that got it.
+	switch a.catchUp {
+	case schema.Current, schema.Replay:
+		if a.pos.Epoch == part.epoch && a.pos.Offset < part.offset {
+			part.offset = a.pos.Offset // the next node has to send it again; who has it drops it
+		}
+	default: // the client is going to ask the store, which knows all that was ever on the log
+		a.pos = part.latest(a.pos)
+	}
+	switch a.catchUp {
+	case schema.Replay:
+		for _, r := range m.Records {
+			a.records = append(a.records, record{offset: r.Offset, event: r.Event})
+		}
+	case schema.Resync:
+		a.afterMs = spreadMs(m.SpreadMs)
+	}
+	c.answer(p, a)
+}
+
+func catchUpOf(c link.CatchUp) schema.CatchUp {
+	switch c {
+	case link.CatchUp_CATCH_UP_FRESH:
+		return schema.Fresh
+	case link.CatchUp_CATCH_UP_CURRENT:
+		return schema.Current
+	case link.CatchUp_CATCH_UP_REPLAY:
+		return schema.Replay
+	}
+	return schema.Resync // what we don't know is no answer: never a guess
+}
+
+// deliveries takes events. Those of a link that does not own the partition, or not in this generation, are dropped:
+// the owner will send them. It returns how many events were taken and how many not.
+func (c *core) deliveries(l linkID, m *link.Deliveries) (taken, fenced int) {
+	for _, r := range m.Partitions {
+		part := c.owns(l, r.Partition, r.Generation)
+		if part == nil {
+			fenced += len(r.Records)
+			continue
+		}
+		i := int32(r.Partition)
+		first := r.Upto
+		if len(r.Records) > 0 {
+			first = r.Records[0].Offset
+		}
+		c.sameEpoch(i, part, r.Epoch, first-1)
+		for _, rec := range r.Records {
+			if a := c.accounts.wanted(rec.Account); a != 0 {
+				c.out.event(a, rec.Account, schema.Position{Epoch: r.Epoch, Partition: i, Offset: rec.Offset}, rec.Event)
+			}
+		}
+		taken += len(r.Records)
+		if part.resubs == 0 && part.epoch == r.Epoch {
+			part.offset = max(part.offset, r.Upto)
+		}
+	}
+	return taken, fenced
+}
+
+// positions takes how far quiet partitions have been read.
+func (c *core) positions(l linkID, m *link.Positions) {
+	for _, o := range m.Partitions {
+		part := c.owns(l, o.Partition, o.Generation)
+		if part == nil || part.resubs > 0 {
+			continue
+		}
+		c.sameEpoch(int32(o.Partition), part, o.Head.GetEpoch(), o.Head.GetOffset())
+		part.offset = max(part.offset, o.Head.GetOffset())
+	}
+}
+
+// sameEpoch tells all clients of a partition that they missed something when its log is another one than before: offsets
+// mean something else now.
+func (c *core) sameEpoch(i int32, part *partition, epoch uint64, offset int64) {
+	if part.epoch == epoch || part.resubs > 0 { // a re-subscription's answers tell by themselves
+		return
+	}
+	part.epoch, part.offset = epoch, offset
+	var all []string
+	c.accounts.each(func(name string, _ *uint32) {
+		if schema.PartitionOf(schema.Account(name), len(c.parts)) == i {
+			all = append(all, name)
+		}
+	})
+	slices.Sort(all)
+	for _, name := range all {
+		if a := c.accounts.wanted(name); a != 0 {
+			c.out.missed(a, name, part.pos(i), 0)
+		}
+	}
+}

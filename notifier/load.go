@@ -1,0 +1,90 @@
+package notifier
+
+import (
+	"bytes"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/mailbell/mailbell/schema/link"
+	"golang.org/x/sys/unix"
+)
+
+// loadMeter measures rates between its calls.
+type loadMeter struct {
+	at      time.Time
+	cpu     time.Duration
+	accepts uint64
+	events  uint64
+}
+
+func (l *loadMeter) start() { l.at, l.cpu = time.Now(), cpuTime() }
+
+func (l *loadMeter) measure(s *shared, now time.Time) *link.Load {
+	seconds := max(now.Sub(l.at).Seconds(), 1e-3)
+	cpu, accepts, events := cpuTime(), s.metrics.accepts.Load(), s.metrics.eventsOut.Load()
+	_, _, wants := s.accounts.counts()
+	m := &link.Load{
+		Connections:          uint64(max(0, s.open.Load())),
+		AcceptsPerSecond:     float64(accepts-l.accepts) / seconds,
+		CpuCores:             (cpu - l.cpu).Seconds() / seconds,
+		MemoryBytes:          residentBytes(),
+		EventsPerSecond:      float64(events-l.events) / seconds,
+		BacklogBytes:         uint64(max(0, s.backlog.Load())),
+		FreeAcceptsPerSecond: max(0, float64(s.cfg.AcceptRate)-float64(accepts-l.accepts)/seconds) * s.admit.ease(),
+		Draining:             s.draining.Load() || s.waiting.Load(),
+		Subscriptions:        wants,
+	}
+	if s.cfg.CustomLoad != nil {
+		m.Custom = s.cfg.CustomLoad()
+	}
+	l.at, l.cpu, l.accepts, l.events = now, cpu, accepts, events
+	return m
+}
+
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// residentBytes is the process's resident memory, or 0 where it can't be told.
+func residentBytes() uint64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(b)
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseUint(string(fields[1]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize())
+}
+
+// calm gives memory back to the system after a storm: what the handshakes of thousands left behind is garbage that
+// the collector, in a process that has become idle, would keep for long.
+type calm struct {
+	last, trimmed uint64 // work done at the last tick, and at the last trim
+}
+
+const (
+	calmWork  = 50  // at most in a second that counts as calm
+	calmAfter = 200 // work that leaves something to give back
+)
+
+// tick is called every second with all work done so far.
+func (c *calm) tick(work uint64) {
+	quiet := work-c.last <= calmWork
+	c.last = work
+	if quiet && work-c.trimmed >= calmAfter {
+		c.trimmed = work
+		debug.FreeOSMemory()
+	}
+}
