@@ -1,0 +1,384 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/mailbell/mailbell/bench/schedule"
+)
+
+// sideKind is how users hear of changes.
+type sideKind string
+
+const (
+	polling sideKind = "polling"
+	pushing sideKind = "pushing"
+)
+
+// side is one running half of the comparison.
+type side struct {
+	cfg     CompareConfig
+	kind    sideKind
+	dir     string
+	procs   *processes
+	site    *site // nil when polling
+	webmail *webmail
+	clients *compareClients
+	books   *compareBooks
+	driver  *storeDriver
+	series  *series
+	result  CompareSide
+
+	mu sync.Mutex
+	up []meter // guarded by mu: servers() while they run, for who samples them
+}
+
+// compareSide runs one side from nothing to its figures.
+func compareSide(ctx context.Context, cfg CompareConfig, kind sideKind) (CompareSide, error) {
+	dir, err := os.MkdirTemp("", "mailbell-bench-")
+	if err != nil {
+		return CompareSide{}, fmt.Errorf("make a folder for the bench: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	s := &side{cfg: cfg, kind: kind, dir: dir, books: newCompareBooks(cfg.Users)}
+	defer s.stop()
+	for _, step := range []func(context.Context) error{s.startServers, s.connect, s.quiet, s.measure, s.outage, s.finish} {
+		if err := step(ctx); err != nil {
+			return s.result, err
+		}
+	}
+	return s.result, nil
+}
+
+func (s *side) say(format string, args ...any) {
+	s.cfg.Progress.say("%s: %s", s.kind, fmt.Sprintf(format, args...))
+}
+
+func (s *side) startServers(ctx context.Context) error {
+	var err error
+	if s.procs, err = newProcesses(); err != nil {
+		return err
+	}
+	if s.webmail, err = newWebmail(ctx, s.procs, s.cfg, s.dir); err != nil {
+		return err
+	}
+	if s.kind == pushing {
+		s.site, err = newSite(ctx, siteConfig{Brokers: s.cfg.Brokers, Notifiers: s.cfg.Notifiers, Adapter: true, Progress: s.cfg.Progress})
+		if err != nil {
+			return err
+		}
+	}
+	s.driver = newStoreDriver(s.webmail, s.site, s.books)
+	s.setUp(s.servers())
+	return nil
+}
+
+func (s *side) setUp(all []meter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.up = all
+}
+
+func (s *side) running() []meter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.up
+}
+
+func (s *side) stop() {
+	if s.series != nil {
+		s.series.stop()
+	}
+	if s.clients != nil {
+		s.clients.stop()
+	}
+	if s.site != nil {
+		s.site.stop()
+	}
+	if s.webmail != nil {
+		s.webmail.stop()
+	}
+	if s.procs != nil {
+		s.procs.stop()
+	}
+}
+
+// servers are what is paid for.
+func (s *side) servers() []meter {
+	all := s.webmail.servers()
+	if s.site != nil {
+		for _, p := range s.site.servers {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// connectTimeout bounds how long users may take to come, beside a poll interval.
+const connectTimeout = 2 * time.Minute
+
+// connect brings up all users.
+func (s *side) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout+2*s.cfg.Interval)
+	defer cancel()
+	before, err := s.reading(ctx, false)
+	if err != nil {
+		return err
+	}
+	if s.clients, err = startCompareClients(s.procs, s.cfg, s.site, s.webmail.cfg.Addr, s.books); err != nil {
+		return err
+	}
+	err = s.clients.until(ctx, func(t totals) bool {
+		s.say("%d of %d users are there", t.users(), s.cfg.Users)
+		return t.users() >= s.cfg.Users
+	})
+	if err != nil {
+		return fmt.Errorf("users come up: %w", err)
+	}
+	after, err := s.reading(ctx, false)
+	if err != nil {
+		return err
+	}
+	s.result.Connect = stretchOf(before, after)
+	return nil
+}
+
+// quiet measures a stretch without changes.
+func (s *side) quiet(ctx context.Context) error {
+	s.say("quiet for %v", s.cfg.Quiet)
+	before, err := s.reading(ctx, true)
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, s.cfg.Quiet); err != nil {
+		return err
+	}
+	after, err := s.reading(ctx, true)
+	if err != nil {
+		return err
+	}
+	s.result.Quiet = stretchOf(before, after)
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// measure lets the changes come. The first of them come an interval earlier, so that the first polls that are measured
+// find what polls find later on.
+func (s *side) measure(ctx context.Context) error {
+	changes := schedule.Changes(s.cfg.schedule(s.cfg.Interval+s.cfg.Duration, 0))
+	start := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- s.driver.run(ctx, changes, start) }() // awaited below
+	s.say("changes begin; they are measured after %v", s.cfg.Interval)
+	before, from, err := s.runIn(ctx)
+	if err == nil {
+		err = sleep(ctx, s.cfg.Duration)
+	}
+	if err := errors.Join(<-done, err); err != nil {
+		return err
+	}
+	end := time.Now()
+	after, err := s.reading(ctx, true)
+	if err != nil {
+		return err
+	}
+	after.sockets, after.kernel, err = kernelMemory(s.listeners())
+	if err != nil {
+		return err
+	}
+	s.series.enter(settling)
+	if err := s.settle(ctx, end); err != nil {
+		return err
+	}
+	s.conclude(before, after, from, end)
+	return nil
+}
+
+// runIn waits for one poll of everybody, and begins to measure.
+func (s *side) runIn(ctx context.Context) (before reading, from time.Time, err error) {
+	if err := sleep(ctx, s.cfg.Interval); err != nil {
+		return before, from, err
+	}
+	if before, err = s.reading(ctx, true); err != nil {
+		return before, from, err
+	}
+	from = time.Now()
+	s.series = startSeries(s, from)
+	return before, from, nil
+}
+
+func (s *side) listeners() []string {
+	all := []string{s.webmail.cfg.Addr}
+	if s.site != nil {
+		all = append(all, s.site.sockets...)
+	}
+	return all
+}
+
+// settleTimeout bounds, beside two poll intervals, how long users may take to come to know of everything.
+const settleTimeout = 10 * time.Second
+
+// settle waits until everybody knows of what changed before a moment, or has had the time for it.
+func (s *side) settle(ctx context.Context, before time.Time) error {
+	s.say("waiting for users to hear of the last changes")
+	wait, cancel := context.WithTimeout(ctx, settleTimeout+2*s.cfg.Interval)
+	defer cancel()
+	err := s.clients.until(wait, func(totals) bool { return s.books.behind(before) == 0 })
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil // counted as unknown
+	}
+	return err
+}
+
+// conclude turns two readings into the side's figures.
+func (s *side) conclude(before, after reading, start, end time.Time) {
+	r := &s.result
+	known, changes, unknown := s.books.delays(start, end, false)
+	f := figuresBetween(before, after)
+	f.Changes, f.Unknown, f.LatencyMs = changes, unknown, latencyOf(known)
+	f.PerUserHour = f.perUserHour(s.cfg.Users)
+	r.CompareFigures, r.LatencyCDF = f, cdfOf(known)
+	if s.kind == polling {
+		return
+	}
+	heard, _, unheard := s.books.delays(start, end, true)
+	w := f
+	w.Requests, w.RequestsPerSecond, w.NotModifiedShare, w.StoreReads = 0, 0, 0, 0
+	w.CPUByProcess = make(map[string]float64)
+	w.CPUSeconds, w.CPUUserSeconds, w.CPUSystemSeconds, w.ResidentBytes = 0, 0, 0, 0
+	for _, p := range s.site.servers {
+		a, b := after.cpu[p.name], before.cpu[p.name]
+		w.CPUUserSeconds += a.user - b.user
+		w.CPUSystemSeconds += a.system - b.system
+		w.ResidentBytes += after.resident[p.name]
+		w.CPUByProcess[p.name] = round2(a.sum() - b.sum())
+	}
+	w.CPUUserSeconds, w.CPUSystemSeconds = round2(w.CPUUserSeconds), round2(w.CPUSystemSeconds)
+	w.CPUSeconds = round2(w.CPUUserSeconds + w.CPUSystemSeconds)
+	w.BytesIn = after.totals.push.BytesOut - before.totals.push.BytesOut
+	w.BytesOut = after.totals.push.BytesIn - before.totals.push.BytesIn
+	if sockets, kernel, err := kernelMemory(s.site.sockets); err == nil {
+		w.Sockets, w.KernelBytes = sockets, kernel
+	}
+	w.LatencyMs, w.Unknown = latencyOf(heard), unheard
+	w.PerUserHour = w.perUserHour(s.cfg.Users)
+	r.WithoutFetch = &w
+}
+
+// outage kills every server, lets the mail store go on for a while, starts them again, and watches.
+func (s *side) outage(ctx context.Context) error {
+	if s.cfg.Outage == 0 {
+		return nil
+	}
+	recovery := max(5*time.Second, 2*s.cfg.Interval)
+	changes := schedule.Changes(s.cfg.schedule(s.cfg.Outage+recovery, 1))
+	start := time.Now()
+	s.series.enter("outage")
+	s.say("all servers are down for %v", s.cfg.Outage)
+	before := s.clients.now()
+	s.setUp(nil)
+	if s.site != nil {
+		s.site.kill()
+	}
+	s.webmail.kill()
+	done := make(chan error, 1)
+	go func() { done <- s.driver.run(ctx, changes, start) }() // awaited below
+	err := sleep(ctx, s.cfg.Outage)
+	if err == nil {
+		err = s.recover(ctx, start, before, recovery)
+	}
+	return errors.Join(err, <-done)
+}
+
+func (s *side) recover(ctx context.Context, start time.Time, before totals, recovery time.Duration) error {
+	s.series.enter("recovery")
+	restarted := time.Now()
+	if err := s.webmail.start(ctx); err != nil {
+		return err
+	}
+	if s.site != nil {
+		if err := s.site.restart(ctx); err != nil {
+			return err
+		}
+	}
+	back := time.Now()
+	s.setUp(s.servers())
+	s.say("servers are back after %.1f s of starting", back.Sub(restarted).Seconds())
+	o := &CompareOutage{Seconds: significant(back.Sub(start).Seconds(), 4)}
+	s.result.Outage = o
+	watch, cancel := context.WithTimeout(ctx, recovery+settleTimeout+2*s.cfg.Interval)
+	defer cancel()
+	err := s.clients.until(watch, func(t totals) bool {
+		now := time.Now()
+		if o.EveryoneBackMs == 0 && s.everyoneBack(t, before) {
+			o.EveryoneBackMs = float64(now.Sub(back).Milliseconds())
+		}
+		if o.CaughtUpMs == 0 && s.books.behind(back) == 0 {
+			o.CaughtUpMs = float64(now.Sub(back).Milliseconds())
+		}
+		return o.EveryoneBackMs > 0 && o.CaughtUpMs > 0 && now.Sub(start) > s.cfg.Outage+recovery
+	})
+	if err != nil && ctx.Err() != nil {
+		return err
+	}
+	end := time.Now()
+	after, err := s.reading(ctx, false)
+	if err != nil {
+		return err
+	}
+	for _, c := range after.cpu { // their processes began with the recovery
+		o.CPUSeconds += c.sum()
+	}
+	o.CPUSeconds = round2(o.CPUSeconds)
+	now := after.totals
+	o.BytesIn, o.BytesOut, o.Failed = now.bytesOut()-before.bytesOut(), now.bytesIn()-before.bytesIn(), now.failed()-before.failed()
+	if err := s.settle(ctx, end); err != nil {
+		return err
+	}
+	sorted, made, lost := s.books.delays(start, end, false)
+	o.Changes, o.Lost, o.LatencyMs = made, lost, latencyOf(sorted)
+	o.PeakRequests, o.PeakCores = s.series.peaks("recovery")
+	return nil
+}
+
+// everyoneBack tells whether all users are served again: have had an answer since, or hold a subscribed socket.
+func (s *side) everyoneBack(t, before totals) bool {
+	if s.kind == pushing {
+		return t.push.Live >= s.cfg.Users
+	}
+	return t.polls.Requests-before.polls.Requests >= s.cfg.Users
+}
+
+// finish takes the last figures from the clients.
+func (s *side) finish(ctx context.Context) error {
+	s.result.Timeline = s.series.stop()
+	s.series = nil
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	snapshots, err := s.clients.finish(ctx)
+	if err != nil {
+		return err
+	}
+	all := hdrhistogram.New(1, 600_000_000, 2)
+	for _, h := range snapshots {
+		all.Merge(hdrhistogram.Import(h))
+	}
+	s.result.AnswerMs = latencyMs(all)
+	return nil
+}

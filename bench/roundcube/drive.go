@@ -1,0 +1,257 @@
+package roundcube
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// measure takes the side's figures, with mail and without.
+func (s *side) measure(ctx context.Context, r *Result) error {
+	idleCores := 0.0
+	if !s.push {
+		if err := s.measureDelivery(ctx, r); err != nil {
+			return err
+		}
+	}
+	if s.push {
+		before, err := s.cpu()
+		if err != nil {
+			return err
+		}
+		if err := sleep(ctx, idleTime); err != nil {
+			return err
+		}
+		after, err := s.cpu()
+		if err != nil {
+			return err
+		}
+		idleCores = (after["mailbell"] - before["mailbell"]) / idleTime.Seconds()
+		r.MailbellIdleCores = idleCores
+	}
+	for _, rate := range []float64{s.cfg.ChangeRate, 0} {
+		f, err := s.hours(ctx, rate, idleCores, r.DeliveryCPUMs)
+		if err != nil {
+			return err
+		}
+		pair := &r.Busy
+		if rate == 0 {
+			pair = &r.Idle
+		}
+		if s.push {
+			pair.Push = f
+		} else {
+			pair.Poll = f
+		}
+	}
+	return nil
+}
+
+// measureDelivery delivers to users whose pages don't ask.
+func (s *side) measureDelivery(ctx context.Context, r *Result) error {
+	before, err := s.cpu()
+	if err != nil {
+		return err
+	}
+	for i := range deliveries {
+		u := s.users[i%len(s.users)]
+		u.changes()
+		if err := s.deliver(ctx, u.name); err != nil {
+			return err
+		}
+	}
+	after, err := s.cpu()
+	if err != nil {
+		return err
+	}
+	r.DeliveryCPUMs = 1000 * (after["dovecot"] - before["dovecot"]) / deliveries
+	for _, u := range s.users {
+		u.forget()
+		if err := u.ask(ctx, "refresh"); err != nil { // the next one has nothing to catch up with
+			return err
+		}
+	}
+	return nil
+}
+
+// hours lets the users be for the span, and measures.
+func (s *side) hours(ctx context.Context, rate, idleCores, deliveryMs float64) (Figures, error) {
+	s.cfg.Say("%s: %v with %g changes a user-hour", s.name(), s.cfg.Span, rate)
+	s.failures = failures{}
+	before, err := s.cpu()
+	if err != nil {
+		return Figures{}, err
+	}
+	start := time.Now()
+	s.drive(ctx, rate)
+	if ctx.Err() != nil {
+		return Figures{}, ctx.Err()
+	}
+	took := time.Since(start)
+	after, err := s.cpu()
+	if err != nil {
+		return Figures{}, err
+	}
+	f := Figures{ByProcess: make(map[string]float64), RequestsByAction: make(map[string]int), Failed: s.failures.count}
+	s.book(&f)
+	for name := range after {
+		used := after[name] - before[name]
+		switch name {
+		case "mailbell":
+			used = max(0, used-idleCores*took.Seconds())
+		case "dovecot":
+			used = max(0, used-deliveryMs/1000*float64(f.Changes))
+		}
+		f.ByProcess[name] = used
+		f.CPUSeconds += used
+	}
+	f.CPUMsPerUserHour = 1000 * f.CPUSeconds / float64(s.cfg.Users) / s.cfg.Span.Hours()
+	requests, err := s.web.Requests(start)
+	if err != nil {
+		return f, err
+	}
+	for _, q := range requests {
+		if !q.Dynamic() {
+			continue
+		}
+		f.Requests++
+		f.RequestsByAction[q.Action]++
+		f.BytesIn += q.Received
+		f.BytesOut += q.Sent
+	}
+	if s.failures.first != nil {
+		s.cfg.Say("%s: %d requests failed, the first: %v", s.name(), s.failures.count, s.failures.first)
+	}
+	return f, nil
+}
+
+// book adds how long users waited to know, in their own time.
+func (s *side) book(f *Figures) {
+	told, sum := 0, 0.0
+	for _, u := range s.users {
+		for _, k := range u.forget() {
+			f.Changes++
+			if k.shown.IsZero() {
+				f.Unseen++
+				continue
+			}
+			took := k.shown.Sub(k.at).Seconds()
+			if s.push {
+				// Only the plugin's own half second was squeezed.
+				took += window.Seconds() - s.cfg.real(window).Seconds()
+			} else {
+				took *= s.cfg.Squeeze
+			}
+			told++
+			sum += took
+			f.SecondsToKnowWorst = max(f.SecondsToKnowWorst, took)
+		}
+	}
+	if told > 0 {
+		f.SecondsToKnowMean = sum / float64(told)
+	}
+}
+
+// drive delivers mail and asks what the pages ask, until the span is over and what was begun has ended.
+func (s *side) drive(ctx context.Context, rate float64) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.real(s.cfg.Span))
+	defer cancel()
+	var all sync.WaitGroup
+	for i, u := range s.users {
+		phase := (float64(i) + 0.5) / float64(len(s.users))
+		if s.push {
+			all.Go(func() { s.every(ctx, u, "refresh", s.cfg.SlowRefresh, phase) })
+			all.Go(func() { s.every(ctx, u, "keep-alive", time.Duration(keepAlive*float64(s.cfg.SessionLifetime)), phase) })
+		} else {
+			all.Go(func() { s.every(ctx, u, "refresh", s.cfg.Interval, phase) })
+		}
+		all.Go(func() { s.receive(ctx, u, rate, rand.New(rand.NewPCG(s.cfg.Seed, uint64(i)))) })
+	}
+	all.Wait()
+}
+
+// every asks in an interval of users' time, the first time after a part of it. A request that was begun ends.
+func (s *side) every(ctx context.Context, u *user, action string, interval time.Duration, phase float64) {
+	next := time.Now().Add(time.Duration(phase * float64(s.cfg.real(interval))))
+	for sleep(ctx, time.Until(next)) == nil {
+		if err := u.ask(context.WithoutCancel(ctx), action); err != nil {
+			s.failures.add(err)
+		}
+		next = next.Add(s.cfg.real(interval))
+	}
+}
+
+// receive delivers a user's messages: a Poisson process. The last twentieth of the span is left for pages to show them.
+func (s *side) receive(ctx context.Context, u *user, rate float64, random *rand.Rand) {
+	end := time.Now().Add(s.cfg.real(s.cfg.Span * 19 / 20))
+	for rate > 0 {
+		gap := time.Duration(random.ExpFloat64() / rate * float64(time.Hour))
+		next := time.Now().Add(s.cfg.real(gap))
+		if next.After(end) || sleep(ctx, time.Until(next)) != nil {
+			return
+		}
+		u.changes()
+		if err := s.deliver(context.WithoutCancel(ctx), u.name); err != nil {
+			s.failures.add(fmt.Errorf("deliver: %w", err))
+		}
+	}
+}
+
+// listen opens a user's socket. Each event makes a request after the plugin's half second, and several one.
+func (s *side) listen(ctx context.Context, u *user) error {
+	ring := make(chan struct{}, 1)
+	closeSocket, err := u.listen(ctx, func() {
+		select {
+		case ring <- struct{}{}:
+		default: // the request that is about to go out covers this one
+		}
+	})
+	if err != nil {
+		return err
+	}
+	following, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.follow(following, u, ring)
+	}()
+	s.sockets = append(s.sockets, func() {
+		closeSocket()
+		cancel()
+		<-done
+	})
+	return nil
+}
+
+func (s *side) follow(ctx context.Context, u *user, ring <-chan struct{}) {
+	for {
+		select {
+		case <-ring:
+		case <-ctx.Done():
+			return
+		}
+		if sleep(ctx, s.cfg.real(window)) != nil {
+			return
+		}
+		select {
+		case <-ring:
+		default:
+		}
+		if err := u.ask(context.WithoutCancel(ctx), "check-recent"); err != nil {
+			s.failures.add(err)
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,200 @@
+// Package roundcube measures what a real webmail costs that polls, and what the same webmail costs with mailbell's plugin:
+// Debian's Roundcube, nginx, php-fpm and Dovecot, with users that are signed in over HTTP.
+//
+// A user asks what the page's JavaScript asks, at the times at which it does; in between nothing is simulated. Time is
+// squeezed by a factor: a poll each minute becomes one each second, and the CPU time of each request is what it is.
+// What runs whatever the users do, mailbell's own idling, is measured apart and not squeezed.
+//
+// Each user of a running side has goroutines, which end with it.
+package roundcube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config of a comparison. The zero value is 20 users with a refresh interval of a minute and 6 changes an hour.
+type Config struct {
+	Users           int           // signed in, each in a session of its own; 0 = 20
+	Interval        time.Duration // between a user's refreshes without the plugin; 0 = 1 min, Roundcube's default
+	SlowRefresh     time.Duration // with the plugin; 0 = 1 h
+	SessionLifetime time.Duration // of Roundcube; 0 = 1 h. The plugin keeps alive at three quarters of it
+	ChangeRate      float64       // messages that a user gets in an hour; 0 = 6. Idle users are measured too
+	Messages        int           // in each INBOX at the start; 0 = 50, a full page
+	Span            time.Duration // of users' time, for each measurement; 0 = 1 h
+	Squeeze         float64       // users' time over the machine's; 0 = 60
+	Seed            uint64
+	Binary          string                           // mailbell
+	Say             func(format string, args ...any) // progress; nil says nothing
+}
+
+// Validate says what is wrong with the configuration.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	switch {
+	case c.Users < 1 || c.Users > 500:
+		return errors.New("bench compare: --users must be from 1 to 500 with --store roundcube: each is a session of PHP")
+	case c.Interval < time.Second || c.Interval > time.Hour:
+		return errors.New("bench compare: --poll-interval must be from 1s to 1h")
+	case !(c.ChangeRate >= 0) || c.ChangeRate > 1000:
+		return errors.New("bench compare: --change-rate must be from 0 to 1000")
+	case c.Span < time.Minute || c.Squeeze < 1 || c.Span.Seconds()/c.Squeeze < 5:
+		return errors.New("bench compare: --span over --squeeze must be at least 5s of the machine's time")
+	case c.Messages < 0 || c.Messages > 1000:
+		return errors.New("bench compare: at most 1000 messages in an INBOX")
+	case c.SessionLifetime < 2*time.Minute:
+		return errors.New("bench compare: --session-lifetime must be at least 2m")
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	fill := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	fill(&c.Interval, time.Minute)
+	fill(&c.SlowRefresh, time.Hour)
+	fill(&c.SessionLifetime, time.Hour)
+	fill(&c.Span, time.Hour)
+	if c.Users == 0 {
+		c.Users = 20
+	}
+	if c.ChangeRate == 0 {
+		c.ChangeRate = 6
+	}
+	if c.Messages == 0 {
+		c.Messages = 50
+	}
+	if c.Squeeze == 0 {
+		c.Squeeze = 60
+	}
+	if c.Say == nil {
+		c.Say = func(string, ...any) {}
+	}
+	return c
+}
+
+// real is how long users' time takes here.
+func (c Config) real(d time.Duration) time.Duration { return time.Duration(float64(d) / c.Squeeze) }
+
+// Result of a comparison.
+type Result struct {
+	Settings Settings `json:"settings"`
+	// Users that get mail, and users that get none.
+	Busy Pair `json:"busy"`
+	Idle Pair `json:"idle"`
+	// MailbellIdleCores is what mailbell uses whatever the users do. It is in no figure but Sites.
+	MailbellIdleCores float64 `json:"mailbellIdleCores"`
+	// DeliveryCPUMs is what Dovecot uses for one delivery that nobody hears of. It is taken out of both sides' figures, so
+	// that what is left is what being told costs.
+	DeliveryCPUMs float64 `json:"deliveryCpuMs"`
+	Sites         []Site  `json:"sites"`
+}
+
+// Settings are the configuration as it was used.
+type Settings struct {
+	Store                  string  `json:"store"`
+	Users                  int     `json:"users"`
+	IntervalSeconds        float64 `json:"intervalSeconds"`
+	SlowRefreshSeconds     float64 `json:"slowRefreshSeconds"`
+	SessionLifetimeSeconds float64 `json:"sessionLifetimeSeconds"`
+	ChangesPerHour         float64 `json:"changesPerHour"`
+	Messages               int     `json:"messages"`
+	SpanSeconds            float64 `json:"spanSeconds"`
+	Squeeze                float64 `json:"squeeze"`
+}
+
+// Pair is the same users without and with the plugin.
+type Pair struct {
+	Poll  Figures `json:"poll"`
+	Push  Figures `json:"push"`
+	Ratio struct {
+		CPU      float64 `json:"cpu"`
+		Bytes    float64 `json:"bytes"`
+		Requests float64 `json:"requests"`
+	} `json:"ratio"`
+}
+
+// Figures of one side. CPU is of nginx, php-fpm, Dovecot and mailbell, without deliveries and mailbell's idling.
+type Figures struct {
+	CPUSeconds         float64            `json:"cpuSeconds"`
+	CPUMsPerUserHour   float64            `json:"cpuMsPerUserHour"`
+	ByProcess          map[string]float64 `json:"cpuSecondsByProcess"`
+	Requests           int                `json:"requests"`
+	RequestsByAction   map[string]int     `json:"requestsByAction"`
+	Failed             int                `json:"failed"`
+	BytesIn            int64              `json:"bytesIn"`  // to nginx, HTTP only
+	BytesOut           int64              `json:"bytesOut"` // from nginx, HTTP only
+	Changes            int                `json:"changes"`
+	Unseen             int                `json:"unknown"` // changes that no answer came after
+	SecondsToKnowMean  float64            `json:"secondsToKnowMean"`
+	SecondsToKnowWorst float64            `json:"secondsToKnowWorst"`
+}
+
+// Site is what a site of some users would need, if costs grow with users.
+type Site struct {
+	Users     int     `json:"users"`
+	PollCores float64 `json:"pollCores"`
+	PushCores float64 `json:"pushCores"` // mailbell's idling included
+	Ratio     float64 `json:"ratio"`
+}
+
+// Broken tells whether the promise was: a user with the plugin was not told of a change, or a request failed.
+func (r Result) Broken() error {
+	for name, f := range map[string]Figures{"polling": r.Busy.Poll, "pushing": r.Busy.Push, "idle polling": r.Idle.Poll, "idle pushing": r.Idle.Push} {
+		if f.Failed > 0 {
+			return fmt.Errorf("bench compare: %s: %d requests failed", name, f.Failed)
+		}
+	}
+	if r.Busy.Push.Unseen > 0 {
+		return fmt.Errorf("bench compare: %d changes were never shown", r.Busy.Push.Unseen)
+	}
+	return nil
+}
+
+// Compare measures both sides, with mail and without.
+func Compare(ctx context.Context, cfg Config) (Result, error) {
+	if err := cfg.Validate(); err != nil {
+		return Result{}, err
+	}
+	cfg = cfg.withDefaults()
+	r := Result{Settings: Settings{
+		Store: "roundcube", Users: cfg.Users, IntervalSeconds: cfg.Interval.Seconds(), SlowRefreshSeconds: cfg.SlowRefresh.Seconds(),
+		SessionLifetimeSeconds: cfg.SessionLifetime.Seconds(), ChangesPerHour: cfg.ChangeRate, Messages: cfg.Messages, SpanSeconds: cfg.Span.Seconds(), Squeeze: cfg.Squeeze,
+	}}
+	for _, push := range []bool{false, true} {
+		s, err := startSide(ctx, cfg, push)
+		if err != nil {
+			return r, err
+		}
+		err = s.measure(ctx, &r)
+		s.stop()
+		if err != nil {
+			return r, err
+		}
+	}
+	for _, p := range []*Pair{&r.Busy, &r.Idle} {
+		p.Ratio.CPU = ratio(p.Poll.CPUSeconds, p.Push.CPUSeconds)
+		p.Ratio.Bytes = ratio(float64(p.Poll.BytesIn+p.Poll.BytesOut), float64(p.Push.BytesIn+p.Push.BytesOut))
+		p.Ratio.Requests = ratio(float64(p.Poll.Requests), float64(p.Push.Requests))
+	}
+	for _, users := range []int{1000, 10_000, 50_000} {
+		s := Site{Users: users, PollCores: cores(r.Busy.Poll, users), PushCores: cores(r.Busy.Push, users) + r.MailbellIdleCores}
+		s.Ratio = ratio(s.PollCores, s.PushCores)
+		r.Sites = append(r.Sites, s)
+	}
+	return r, nil
+}
+
+func ratio(a, b float64) float64 {
+	if b <= 0 {
+		return 0
+	}
+	return a / b
+}
+
+func cores(f Figures, users int) float64 { return f.CPUMsPerUserHour / 1000 / 3600 * float64(users) }
