@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mailbell/mailbell/bench"
+	"github.com/mailbell/mailbell/bench/roundcube"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// storeRoundcube makes `bench compare` measure a real webmail.
+const storeRoundcube = "roundcube"
+
+// webmailFlags are what only --store roundcube knows.
+type webmailFlags struct {
+	span     time.Duration
+	squeeze  float64
+	lifetime time.Duration
+}
+
+func (f *webmailFlags) register(fs *pflag.FlagSet) {
+	fs.DurationVar(&f.span, "span", 0, "with --store roundcube: `time` of users that is measured (default 1h)")
+	fs.Float64Var(&f.squeeze, "squeeze", 0, "with --store roundcube: users' time over the machine's (default 60)")
+	fs.DurationVar(&f.lifetime, "session-lifetime", 0, "with --store roundcube: `time` that a session lives without requests (default 1h)")
+}
+
+// run is `bench compare --store roundcube`.
+func (f *webmailFlags) run(cmd *cobra.Command, t terminal, c bench.CompareConfig, asJSON bool) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cfg := roundcube.Config{
+		Users: c.Users, Interval: c.Interval, ChangeRate: c.ChangeRate, Seed: c.Seed, Span: f.span, Squeeze: f.squeeze, SessionLifetime: f.lifetime, Binary: binary,
+	}
+	if err := cfg.Validate(); err != nil {
+		return &usageError{command: cmd.CommandPath(), err: err}
+	}
+	progress := benchProgress(t.err)
+	cfg.Say = func(format string, args ...any) {
+		if progress != nil {
+			progress(fmt.Sprintf(format, args...))
+		}
+	}
+	report := bench.NewReport("compare", os.Args[min(3, len(os.Args)):])
+	result, err := roundcube.Compare(cmd.Context(), cfg)
+	endProgress(progress)
+	if err != nil {
+		return err
+	}
+	report.Result = result
+	if err := printReport(t, asJSON, report, func(w io.Writer) { printRoundcube(w, result) }); err != nil {
+		return err
+	}
+	return result.Broken()
+}
+
+func printRoundcube(w io.Writer, r roundcube.Result) {
+	fmt.Fprintf(w, "%d users of Roundcube, a refresh every %gs, %g messages a user-hour, sessions of %gs; %gs of their time\n\n", r.Settings.Users,
+		r.Settings.IntervalSeconds, r.Settings.ChangesPerHour, r.Settings.SessionLifetimeSeconds, r.Settings.SpanSeconds)
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "\tpoll\tpush\tidle poll\tidle push\t")
+	sides := []roundcube.Figures{r.Busy.Poll, r.Busy.Push, r.Idle.Poll, r.Idle.Push}
+	row := func(name, format string, value func(roundcube.Figures) any) {
+		fmt.Fprintf(tw, "%s\t", name)
+		for _, s := range sides {
+			fmt.Fprintf(tw, format+"\t", value(s))
+		}
+		fmt.Fprintln(tw)
+	}
+	row("CPU s", "%.2f", func(f roundcube.Figures) any { return f.CPUSeconds })
+	for _, part := range []string{"php-fpm", "nginx", "dovecot", "mailbell"} {
+		row(part, "%.2f", func(f roundcube.Figures) any { return f.ByProcess[part] })
+	}
+	row("CPU ms a user-hour", "%.1f", func(f roundcube.Figures) any { return f.CPUMsPerUserHour })
+	row("requests", "%d", func(f roundcube.Figures) any { return f.Requests })
+	row("kB", "%d", func(f roundcube.Figures) any { return (f.BytesIn + f.BytesOut) / 1000 })
+	row("changes", "%d", func(f roundcube.Figures) any { return f.Changes })
+	row("s to know, mean", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowMean })
+	row("s to know, worst", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowWorst })
+	tw.Flush()
+	fmt.Fprintf(w, "\nA delivery costs %.1f ms of CPU, which is in neither side.\n", r.DeliveryCPUMs)
+	fmt.Fprintf(w, "poll over push: CPU %.3g, idle %.3g; requests %.3g, idle %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
+		r.Busy.Ratio.CPU, r.Idle.Ratio.CPU, r.Busy.Ratio.Requests, r.Idle.Ratio.Requests, r.MailbellIdleCores)
+	for _, s := range r.Sites {
+		fmt.Fprintf(w, "%d users: %.3g cores by polling, %.3g by pushing: %.3g times\n", s.Users, s.PollCores, s.PushCores, s.Ratio)
+	}
+}
