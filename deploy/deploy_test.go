@@ -1,0 +1,57 @@
+// Package deploy holds what runs mailbell elsewhere; its tests ask the programs concerned whether they take it.
+package deploy
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestNginxTakesIt(t *testing.T) {
+	file, err := filepath.Abs("nginx/mailbell.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	// Port 0 can't be tested; what listens is not opened by -t beyond binding.
+	main := "pid " + dir + "/pid;\nerror_log stderr;\nevents { }\nhttp { access_log off; client_body_temp_path " + dir + "/b; proxy_temp_path " + dir +
+		"/p; fastcgi_temp_path " + dir + "/f; uwsgi_temp_path " + dir + "/u; scgi_temp_path " + dir + "/s; include " + file + "; }\n"
+	config := filepath.Join(dir, "nginx.conf")
+	if err := os.WriteFile(config, []byte(main), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	nginx := "nginx"
+	if _, err := exec.LookPath(nginx); err != nil {
+		nginx = "/usr/sbin/nginx"
+	}
+	if out, err := exec.Command(nginx, "-t", "-e", "stderr", "-c", config).CombinedOutput(); err != nil {
+		t.Errorf("nginx -t: %v\n%s", err, out)
+	}
+}
+
+func TestSystemdTakesTheUnits(t *testing.T) {
+	units, err := filepath.Glob("systemd/*.service")
+	if err != nil || len(units) != 3 {
+		t.Fatalf("%d units, %v", len(units), err)
+	}
+	dir := t.TempDir()
+	args := []string{"verify", "--man=no", "--recursive-errors=no"}
+	for _, u := range units {
+		b, err := os.ReadFile(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.Replace(filepath.Base(u), "@", "@notifier-1", 1)
+		// The program need not be installed here.
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.ReplaceAll(string(b), "/usr/bin/mailbell", "/bin/true")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, filepath.Join(dir, name))
+	}
+	out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), dir) {
+		t.Errorf("systemd-analyze: %v\n%s", err, out)
+	}
+}
