@@ -11,9 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
 
@@ -28,8 +31,54 @@ const (
 
 // Tab is a tab of a browser. What fails in it fails its test.
 type Tab struct {
-	t   testing.TB
-	ctx context.Context
+	t       testing.TB
+	ctx     context.Context
+	console *console
+}
+
+// console is what a tab complained of: exceptions, refused requests, console.error. Shown when a test fails.
+type console struct {
+	mu    sync.Mutex
+	lines []string // guarded by mu
+}
+
+const maxConsole = 50 // lines
+
+func (c *console) listen(event any) {
+	line := ""
+	switch e := event.(type) {
+	case *cdplog.EventEntryAdded:
+		line = fmt.Sprintf("%s: %s %s", e.Entry.Level, e.Entry.Text, e.Entry.URL)
+	case *runtime.EventExceptionThrown:
+		line = "exception: " + describe(e.ExceptionDetails)
+	case *runtime.EventConsoleAPICalled:
+		args := make([]string, len(e.Args))
+		for i, a := range e.Args {
+			args[i] = string(a.Value) + a.Description
+		}
+		line = fmt.Sprintf("console.%s: %s", e.Type, strings.Join(args, " "))
+	default:
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.lines) < maxConsole {
+		c.lines = append(c.lines, line)
+	}
+}
+
+func describe(e *runtime.ExceptionDetails) string {
+	text := fmt.Sprintf("%s at %s:%d", e.Text, e.URL, e.LineNumber+1)
+	if e.Exception != nil {
+		text += " " + e.Exception.Description
+	}
+	return text
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.lines, "\n")
 }
 
 // Open starts Chromium with a window of this size, in pixels.
@@ -44,7 +93,7 @@ func Open(t testing.TB, width, height int) *Tab {
 		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.NoFirstRun, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
 		chromedp.WindowSize(width, height), chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.CombinedOutput(&output)))
-	tab := &Tab{t: t, ctx: ctx}
+	tab := &Tab{t: t, ctx: ctx, console: new(console)}
 	t.Cleanup(func() {
 		_ = chromedp.Cancel(ctx) // closes the browser and waits for it
 		cancel()
@@ -52,6 +101,7 @@ func Open(t testing.TB, width, height int) *Tab {
 	if err := chromedp.Do(ctx, chromedp.EmulateViewport(int64(width), int64(height))); err != nil {
 		t.Fatalf("chromium: %v\n%s", err, &output)
 	}
+	tab.watch()
 	return tab
 }
 
@@ -60,7 +110,19 @@ func (b *Tab) Beside() *Tab {
 	b.t.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx)
 	b.t.Cleanup(cancel)
-	return &Tab{t: b.t, ctx: ctx}
+	tab := &Tab{t: b.t, ctx: ctx, console: new(console)}
+	tab.watch()
+	return tab
+}
+
+func (b *Tab) watch() {
+	b.t.Helper()
+	if _, err := Evaluate[int](b, "1"); err != nil { // opens the tab
+		b.t.Fatalf("open a tab: %v", err)
+	}
+	if err := chromedp.Listen(b.ctx, b.console.listen); err != nil {
+		b.t.Fatalf("listen to the page's console: %v", err)
+	}
 }
 
 // Go navigates and waits for the page to load.
@@ -138,7 +200,7 @@ func leftPage(err error) bool {
 func (b *Tab) fail(what string, err error) {
 	b.t.Helper()
 	b.Screenshot("failed")
-	b.t.Fatalf("%s: %v; the page shows\n%s", what, err, b.Text("body"))
+	b.t.Fatalf("%s: %v; the page shows\n%s\nand says\n%s", what, err, b.Text("body"), b.console)
 }
 
 // Text returns what the element that a CSS selector names shows, or "absent".
