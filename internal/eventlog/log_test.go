@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -423,24 +424,35 @@ func TestAppendBuffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.cut.Store(true)
+	holding, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	held := make(chan error, 1)
+	go func() {
+		_, err := l.Append(holding, benchRecords(100, 1)...) // fills the buffer
+		held <- err
+	}()
+	for l.producer.room.TryAcquire(1) {
+		l.producer.room.Release(1)
+		runtime.Gosched()
+	}
 	var wg sync.WaitGroup
-	var full atomic.Int32
-	for range 40 {
+	for range 20 {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+			ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 			defer cancel()
 			_, err := l.Append(ctx, benchRecords(2, 1)...)
-			if !errors.Is(err, ErrUnavailable) {
-				t.Errorf("got %v", err)
-			}
-			if err != nil && strings.Contains(err.Error(), "10000 bytes wait already") {
-				full.Add(1)
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "10000 bytes wait already") {
+				t.Errorf("with a full buffer: got %v", err)
 			}
 		})
 	}
 	wg.Wait()
-	if n := full.Load(); n < 20 || n >= 40 {
-		t.Errorf("%d of 40 found the buffer full", n)
+	giveUp()
+	if err := <-held; !errors.Is(err, ErrUnavailable) {
+		t.Errorf("who filled the buffer and gave up: got %v", err)
+	}
+	if !l.producer.room.TryAcquire(10_000) {
+		t.Error("who gave up still holds room")
 	}
 }
 
