@@ -134,6 +134,7 @@ func startSite(t *testing.T, args ...string) *site {
 	s.command = start(t, strings.NewReader(""), append([]string{"run", "--log-format", "json", "--data", s.data,
 		"--http", "127.0.0.1:0", "--sockets", "127.0.0.1:0", "--link", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--partitions", "4"}, args...)...)
 	attrs := s.logged(t, "ready")
+	s.logged(t, "a notifier's public address works") // before that the gateway answers 503
 	s.server = "http://" + attrs["http"].(string)
 	s.sockets = attrs["sockets"].(string)
 	s.link = attrs["link"].(string)
