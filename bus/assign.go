@@ -13,6 +13,10 @@ import (
 func (n *Node) assigned(ctx context.Context, generation int64, share []int32) {
 	kept, added, gone := 0, 0, 0
 	n.share.Store(int64(len(share)))
+	// The group calls for those generations alone that this node is in. In one that it was not in, others owned
+	// what it serves.
+	missed := uint64(generation) != n.generation+1
+	n.generation = uint64(generation)
 	cfg := n.cfg.routing(len(share), len(n.partitions))
 	for i := range n.partitions {
 		id := int32(i)
@@ -23,9 +27,11 @@ func (n *Node) assigned(ctx context.Context, generation int64, share []int32) {
 			added++
 			n.start(ctx, id, uint64(generation))
 		case p == nil:
-		case mine:
+		case mine && p.keep(uint64(generation), missed, cfg):
 			kept++
-			p.keep(uint64(generation), cfg)
+		case mine:
+			added++
+			n.start(ctx, id, uint64(generation))
 		case p.release():
 			gone++
 			n.running.Go(func() { n.lose(ctx, p) })

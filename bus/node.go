@@ -47,8 +47,9 @@ type Node struct {
 	// Each place holds the partition while this node reads it. Written by the group's goroutine and by those that it starts.
 	partitions []atomic.Pointer[partition]
 	standIns   []atomic.Pointer[partition] // the same for those that it stands in for
-	stoodIn    atomic.Uint64               // how often it has
+	stoodIn    atomic.Uint64               // the latest generation of one
 	inner      context.Context             // of all that Run started; set by Run before there are links
+	generation uint64                      // the latest that this node was in; owned by the group's goroutine
 	links      links
 	owned      chan struct{} // has one place: something to announce
 
@@ -223,10 +224,10 @@ func (n *Node) Ready(ctx context.Context) error {
 	if !n.joined.Load() {
 		return errors.New("bus: not yet in the group")
 	}
-	behind := 0
+	behind := n.share.Load()
 	for i := range n.partitions {
-		if p := n.partitions[i].Load(); p != nil && !p.isOwned() {
-			behind++
+		if p := n.partitions[i].Load(); p != nil && p.isOwned() && !p.lingers() {
+			behind--
 		}
 	}
 	if behind > 0 {

@@ -161,6 +161,53 @@ func TestTakeover(t *testing.T) {
 	l2.ownership()
 }
 
+// TestExpelledNodeComesBack: b1 was in no generation while b2 owned the partition, as a node that was stopped for longer than
+// the session. What it serves again, it serves in the new generation: notifiers take an older one for one of the past.
+func TestExpelledNodeComesBack(t *testing.T) {
+	log := newFakeLog(1)
+	b1, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	startNode(t, Config{NodeID: "b2", Log: log})
+	f := dial(t, b1, "n1")
+	log.assign(t, map[string][]int32{"b1": {0}})
+	owned := f.ownership(0)[0]
+	f.subscribe(owned, nil, accountIn(0, 1, 0))
+	log.assign(t, map[string][]int32{"b2": {0}})
+	log.assign(t, map[string][]int32{"b1": {0}, "b2": {}})
+	for owned.GetGeneration() != 3 {
+		owned = f.ownership(0)[0]
+	}
+	// Those who were subscribed have to do it again.
+	log.append(accountIn(0, 1, 0), "1")
+	if r := f.resume(owned, nil, accountIn(0, 1, 0)); r.GetCatchUp() != link.CatchUp_CATCH_UP_FRESH {
+		t.Errorf("resumed %v", r)
+	}
+}
+
+// TestEndedPartitionBeginsAnew: the partition comes back in the moment in which its lingering ends.
+func TestEndedPartitionBeginsAnew(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log, Linger: time.Hour})
+	f := dial(t, n, "n1")
+	log.assign(t, map[string][]int32{"b1": {0}})
+	f.ownership(0)
+	log.assign(t, map[string][]int32{"b1": {}})
+	if !n.partitions[0].Load().end() {
+		t.Fatal("it did not end")
+	}
+	log.assign(t, map[string][]int32{"b1": {0}})
+	eventually(t, "a reader", func() bool { return n.Ready(context.Background()) == nil })
+	for f.ownership(0)[0].GetGeneration() != 3 {
+	}
+	log.assign(t, map[string][]int32{"b1": {}})
+	if err := n.Ready(context.Background()); err != nil {
+		t.Errorf("not ready without a share: %v", err)
+	}
+	n.share.Store(1)
+	if err := n.Ready(context.Background()); err == nil {
+		t.Error("ready without the partition that it has to serve")
+	}
+}
+
 func TestRestartRebuildsTheWindow(t *testing.T) {
 	log := newFakeLog(1)
 	alice := accountIn(0, 1, 0)

@@ -41,7 +41,7 @@ type partition struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	generation uint64             // in which it came to this node
+	generation uint64             // in which it came to this node; a stand-in takes one whenever it lets links in
 	core       *routing.Partition // nil before the first offset is known
 	tracker    eventlog.EpochTracker
 	target     int64 // the head at which it is owned
@@ -61,6 +61,12 @@ func (p *partition) isOwned() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.core != nil && p.core.Generation() != 0
+}
+
+func (p *partition) lingers() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.released
 }
 
 // run reads until ctx ends.
@@ -145,6 +151,9 @@ func (p *partition) open(ctx context.Context) (from int64, err error) {
 // own lets links in once the target has been reached. Callers hold mu.
 func (p *partition) own() {
 	if p.core.Generation() == 0 && p.core.Head().Offset >= p.target && !p.ended {
+		if p.standIn { // the tick may let it in again before the links were told that it was gone
+			p.generation = standInBit | p.node.stoodIn.Add(1)
+		}
 		p.core.Own(p.generation)
 		p.node.announceSoon()
 	}
@@ -269,11 +278,15 @@ func (p *partition) rewound(ctx context.Context, gap *eventlog.GapError) error {
 	return gap
 }
 
-// keep is called when the partition stays with this node in a new generation.
-func (p *partition) keep(generation uint64, cfg routing.Config) {
+// keep is called when the partition stays with this node in a new generation; missed says that the node was not in
+// the one before. It reports false when the partition has ended and has to begin anew.
+func (p *partition) keep(generation uint64, missed bool, cfg routing.Config) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	back := p.released
+	if p.ended {
+		return false
+	}
+	back := p.released || missed
 	p.released = false
 	if p.core != nil {
 		p.core.Bound(cfg.WindowBytes, cfg.IndexAccounts)
@@ -286,6 +299,7 @@ func (p *partition) keep(generation uint64, cfg routing.Config) {
 		p.node.send(p.id, p.core.Disown())
 		p.own()
 	}
+	return true
 }
 
 // release notes that the partition went elsewhere. It reports false if that is known.

@@ -58,7 +58,7 @@ func (n *Node) standInFor(id int32, after routing.Position) {
 		return
 	}
 	ctx, stop := context.WithCancel(n.inner)
-	p := &partition{node: n, id: id, stop: stop, generation: standInBit | n.stoodIn.Add(1), standIn: true, after: after, until: until}
+	p := &partition{node: n, id: id, stop: stop, standIn: true, after: after, until: until}
 	if !n.standIns[id].CompareAndSwap(nil, p) {
 		stop()
 		return // another link was faster; its request is repeated
