@@ -40,7 +40,11 @@ func (x *index) reset(floor int64, maxAccounts int) {
 
 func (x *index) bound(maxAccounts int) {
 	for i := range x.tables {
-		x.tables[i].max = max(1, maxAccounts/indexShards)
+		t := &x.tables[i]
+		t.max = max(1, maxAccounts/indexShards)
+		for t.used > t.max {
+			t.forget()
+		}
 	}
 }
 
@@ -86,9 +90,8 @@ func (x *index) add(hash uint32, offset int64) {
 	if offset-t.base > math.MaxUint32 {
 		t.rebase(offset - math.MaxUint32/2)
 	}
-	if !t.put(hash, offset) {
+	for !t.put(hash, offset) {
 		t.forget()
-		t.put(hash, offset)
 	}
 }
 
@@ -157,8 +160,8 @@ func (t *table) rebase(base int64) {
 	t.floor = max(t.floor, base)
 }
 
-// forget drops about the quarter of the entries that have been quiet for longest
-// and raises the floor to the latest of them.
+// forget drops the entries that have been quiet for longest, so that a quarter of what may be there is free, as far as a
+// sample tells, and raises the floor to the latest of them.
 func (t *table) forget() {
 	const samples = 512
 	step := max(1, len(t.slots)/samples)
@@ -168,9 +171,23 @@ func (t *table) forget() {
 			offsets = append(offsets, o)
 		}
 	}
-	slices.Sort(offsets)
-	cut := offsets[len(offsets)/4]
-	t.rebuild(len(t.slots), cut, t.base)
+	var cut uint32
+	if n := len(offsets); n > 0 {
+		slices.Sort(offsets)
+		drop := t.used - t.max/4*3
+		cut = offsets[min(n-1, int(int64(n)*int64(drop)/int64(t.used)))]
+	} else { // the sample has missed them: all of them go
+		cut = uint32(t.newest() - t.base)
+	}
+	left := 0
+	for _, s := range t.slots {
+		if s.offset > cut {
+			left++
+		}
+	}
+	// Slots for what is left, and no more than a table of this bound ever grows to.
+	most := t.max + t.max/4*3 + 2*minTable
+	t.rebuild(min(len(t.slots), max(most, left+left/2+minTable)), cut, t.base)
 	t.floor = max(t.floor, t.base+int64(cut))
 }
 

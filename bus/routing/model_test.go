@@ -115,6 +115,10 @@ func (m *model) step() {
 		m.lastStep = "down"
 		m.p.LinkDown(l.id)
 		m.forget(l)
+	case n == 80:
+		m.lastStep = "bound"
+		m.p.Bound(int64(100+m.r.IntN(4000)), 1+m.r.IntN(80))
+		m.take(m.p.Tick(m.now))
 	case n < 90:
 		m.lastStep = "tick"
 		m.now = m.now.Add(time.Duration(m.r.IntN(900)) * time.Millisecond)
