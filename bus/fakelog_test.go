@@ -28,8 +28,9 @@ type fakePartition struct {
 	first    int64
 	messages []eventlog.Message
 	next     int64
-	epoch    uint64
 	held     bool // readers get nothing for now
+
+	recreated uint64 // how often
 }
 
 type fakeMember struct {
@@ -58,19 +59,23 @@ func (l *fakeLog) Ping(context.Context) error {
 	return l.pingErr
 }
 
-func (l *fakeLog) Epoch(ctx context.Context, id int32) (uint64, error) {
+// FindEpoch makes up 1000 for partition 0, 1001 for the next, and so on, and others when they were made anew.
+func (l *fakeLog) FindEpoch(ctx context.Context, id int32) (uint64, error) {
 	l.mu.Lock()
-	epoch := l.partitions[id].epoch
+	p := &l.partitions[id]
+	var tracker eventlog.EpochTracker
+	for _, m := range p.messages {
+		if m.Beacon != nil {
+			tracker.Observe(m.Offset, *m.Beacon)
+		}
+	}
+	b := eventlog.Beacon{Epoch: 1000*(1+p.recreated) + uint64(id), After: p.next - 1}
 	l.mu.Unlock()
-	if epoch != 0 {
+	if epoch, known := tracker.Epoch(); known {
 		return epoch, nil
 	}
-	epoch = 1000 + uint64(id)
-	_, err := l.WriteBeacon(ctx, id, eventlog.Beacon{Epoch: epoch, After: -1})
-	l.mu.Lock()
-	l.partitions[id].epoch = epoch
-	l.mu.Unlock()
-	return epoch, err
+	_, err := l.WriteBeacon(ctx, id, b)
+	return b.Epoch, err
 }
 
 func (l *fakeLog) WriteBeacon(_ context.Context, id int32, b eventlog.Beacon) (int64, error) {
@@ -205,7 +210,7 @@ func (l *fakeLog) trim(id int32, first int64) {
 
 // recreate empties the partition, as a topic made anew is.
 func (l *fakeLog) recreate(id int32) {
-	l.change(func() { l.partitions[id] = fakePartition{epoch: l.partitions[id].epoch} })
+	l.change(func() { l.partitions[id] = fakePartition{recreated: l.partitions[id].recreated + 1} })
 }
 
 func (l *fakeLog) hold(id int32, held bool) { l.change(func() { l.partitions[id].held = held }) }

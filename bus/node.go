@@ -20,7 +20,7 @@ import (
 type Log interface {
 	Partitions() int
 	Ping(ctx context.Context) error
-	Epoch(ctx context.Context, partition int32) (uint64, error)
+	FindEpoch(ctx context.Context, partition int32) (uint64, error)
 	WriteBeacon(ctx context.Context, partition int32, b eventlog.Beacon) (int64, error)
 	Bounds(ctx context.Context, partition int32) (first, next int64, err error)
 	OffsetAt(ctx context.Context, partition int32, t time.Time) (int64, error)
@@ -48,6 +48,7 @@ type Node struct {
 	partitions []atomic.Pointer[partition]
 	standIns   []atomic.Pointer[partition] // the same for those that it stands in for
 	stoodIn    atomic.Uint64               // the latest generation of one
+	checking   chan struct{}               // has one place: whose epoch is being checked
 	inner      context.Context             // of all that Run started; set by Run before there are links
 	generation uint64                      // the latest that this node was in; owned by the group's goroutine
 	links      links
@@ -91,6 +92,7 @@ func New(cfg Config) (*Node, error) {
 		partitions: make([]atomic.Pointer[partition], cfg.Log.Partitions()),
 		standIns:   make([]atomic.Pointer[partition], cfg.Log.Partitions()),
 		owned:      make(chan struct{}, 1),
+		checking:   make(chan struct{}, 1),
 		stopping:   make(chan struct{}),
 	}
 	if cfg.AgentAddr != "" {

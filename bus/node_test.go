@@ -19,7 +19,7 @@ func TestEventReachesTheNotifierThatWantsIt(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	n, _ := startNode(t, Config{NodeID: "b1", Log: log, Registerer: reg})
 	alice, bob := accountIn(1, 4, 0), accountIn(1, 4, 1)
-	if _, err := log.Epoch(context.Background(), 1); err != nil {
+	if _, err := log.FindEpoch(context.Background(), 1); err != nil {
 		t.Fatal(err)
 	}
 	log.append(alice, "before")
@@ -211,7 +211,7 @@ func TestEndedPartitionBeginsAnew(t *testing.T) {
 func TestRestartRebuildsTheWindow(t *testing.T) {
 	log := newFakeLog(1)
 	alice := accountIn(0, 1, 0)
-	if _, err := log.Epoch(context.Background(), 0); err != nil {
+	if _, err := log.FindEpoch(context.Background(), 0); err != nil {
 		t.Fatal(err)
 	}
 	_, first := log.append(alice, "1")
@@ -234,7 +234,7 @@ func TestRestartRebuildsTheWindow(t *testing.T) {
 func TestBackfillLetsCurrentReachBack(t *testing.T) {
 	log := newFakeLog(1)
 	alice, bob := accountIn(0, 1, 0), accountIn(0, 1, 1)
-	if _, err := log.Epoch(context.Background(), 0); err != nil {
+	if _, err := log.FindEpoch(context.Background(), 0); err != nil {
 		t.Fatal(err)
 	}
 	_, at := log.append(alice, "a")
@@ -303,6 +303,36 @@ func TestRecreatedTopicChangesTheEpoch(t *testing.T) {
 	f.events(1)
 }
 
+// TestEpochChangedElsewhere: between two times in which a node owns the partition, the topic is made anew, and another node
+// names its epoch. There is more on it than there was.
+func TestEpochChangedElsewhere(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log, ReachRecords: 5})
+	f := dial(t, n, "n1")
+	alice := accountIn(0, 1, 0)
+	log.assign(t, map[string][]int32{"b1": {0}})
+	f.ownership(0)
+	_, at := log.append(alice, "1")
+	log.assign(t, map[string][]int32{"b1": {}})
+	f.ownership()
+	log.recreate(0)
+	epoch, err := log.FindEpoch(context.Background(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		log.append(accountIn(0, 1, 1), "")
+	}
+	log.assign(t, map[string][]int32{"b1": {0}})
+	owned := f.ownership(0)[0]
+	if owned.GetHead().GetEpoch() != epoch {
+		t.Fatalf("owned %v, the epoch is %d", owned, epoch)
+	}
+	if s, _ := f.subscribe(owned, &link.Offset{Epoch: 1000, Offset: at}, alice); s.GetCatchUp() != link.CatchUp_CATCH_UP_RESYNC {
+		t.Errorf("subscribed %v", s)
+	}
+}
+
 func TestAnotherEpochOnTheLog(t *testing.T) {
 	log := newFakeLog(1)
 	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
@@ -331,9 +361,11 @@ func TestAnotherEpochOnTheLog(t *testing.T) {
 // TestStalledEnd: the last offsets of the log are none that a reader is given.
 func TestStalledEnd(t *testing.T) {
 	log := newFakeLog(1)
+	if _, err := log.FindEpoch(context.Background(), 0); err != nil {
+		t.Fatal(err)
+	}
 	log.append(accountIn(0, 1, 0), "1")
 	log.change(func() { log.partitions[0].next += 3 })
-	log.partitions[0].epoch = 1000
 	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
 	log.assign(t, map[string][]int32{"b1": {0}})
 	if err := n.Ready(context.Background()); err == nil {

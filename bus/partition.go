@@ -122,7 +122,7 @@ func (p *partition) read(ctx context.Context) error {
 // open finds out where to begin and makes the core.
 func (p *partition) open(ctx context.Context) (from int64, err error) {
 	log, cfg := p.node.cfg.Log, &p.node.cfg
-	epoch, err := log.Epoch(ctx, p.id)
+	epoch, err := log.FindEpoch(ctx, p.id)
 	if err != nil {
 		return 0, err
 	}
@@ -218,8 +218,13 @@ func (p *partition) beacon(m *eventlog.Message, now time.Time) {
 	if !known {
 		epoch = p.core.Head().Epoch
 	}
+	p.inEpoch(epoch, m.Offset)
+}
+
+// inEpoch notes the epoch that counts at an offset. Callers hold mu.
+func (p *partition) inEpoch(epoch uint64, offset int64) {
 	wasOwned := p.core.Generation() != 0
-	out, changed := p.core.Beacon(epoch, m.Offset)
+	out, changed := p.core.Beacon(epoch, offset)
 	if !changed {
 		return
 	}

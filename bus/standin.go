@@ -15,7 +15,7 @@ import (
 // the session timeout that Kafka needs to find out that a member is dead.
 //
 // A partition that a node stands in for is a partition like one it owns, in a place of its own, with three differences: it
-// begins a little before the position asked for, not a window back; it writes no beacons; and it ends when nobody has
+// begins a little before the position asked for, not a window back; it repeats no beacons; and it ends when nobody has
 // asked for it for a while, or the node comes to own the partition.
 
 const (
@@ -121,8 +121,8 @@ func (n *Node) tickStandIns(now time.Time) {
 	}
 }
 
-// openStandIn makes the core of a partition that this node stands in for. The epoch is the notifier's: a beacon that
-// says otherwise comes with the records.
+// openStandIn makes the core of a partition that this node stands in for. The epoch is the notifier's until it is known
+// better: by a beacon among the records, or by checkEpoch, which does not hold up the clients of a log that is the same.
 func (p *partition) openStandIn(ctx context.Context) (from int64, err error) {
 	first, next, err := p.node.cfg.Log.Bounds(ctx, p.id)
 	if err != nil {
@@ -140,7 +140,33 @@ func (p *partition) openStandIn(ctx context.Context) (from int64, err error) {
 	p.tracker, p.target = eventlog.EpochTracker{}, next-1
 	p.movedAt, p.backfill.done = time.Now(), true
 	p.own()
+	p.node.running.Go(func() { p.checkEpoch(ctx) })
 	return from, nil
+}
+
+// checkEpoch searches for the epoch further back than a stand-in reads. A topic that was recreated may be longer by now than the
+// former one was, and then nothing else says that it is another one. One partition at a time: each is up to 100,000 records.
+func (p *partition) checkEpoch(ctx context.Context) {
+	select {
+	case p.node.checking <- struct{}{}:
+		defer func() { <-p.node.checking }()
+	case <-ctx.Done():
+		return
+	}
+	epoch, err := p.node.cfg.Log.FindEpoch(ctx, p.id)
+	if err != nil {
+		if ctx.Err() == nil {
+			p.node.log.Warn("a stand-in cannot check the epoch", "partition", p.id, "err", err)
+		}
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.tracker.Epoch(); known || p.ended {
+		return // it has read a beacon itself
+	}
+	p.inEpoch(epoch, p.core.Head().Offset)
+	p.own()
 }
 
 // serving returns the partition that a request of a generation is meant for.

@@ -80,7 +80,7 @@ func TestStandInEnds(t *testing.T) {
 	f := dial(t, n, "n1")
 	log.assign(t, map[string][]int32{"b1": {}})
 	f.ownership()
-	if _, err := log.Epoch(context.Background(), 0); err != nil {
+	if _, err := log.FindEpoch(context.Background(), 0); err != nil {
 		t.Fatal(err)
 	}
 	f.send(standInRequest(0, 1000, 0))
@@ -117,6 +117,48 @@ func TestStandInSeesAnotherEpoch(t *testing.T) {
 	f.events(1)
 }
 
+// The topic was made anew and is longer now than the former one was: no beacon is among what the stand-in reads, and it finds
+// out all the same. What it serves from then on it serves in another generation, so that nobody takes it for what it was.
+func TestStandInSearchesTheEpoch(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	f := dial(t, n, "n1")
+	log.assign(t, map[string][]int32{"b1": {}})
+	if _, err := log.WriteBeacon(context.Background(), 0, eventlog.Beacon{Epoch: 7, After: -1}); err != nil {
+		t.Fatal(err)
+	}
+	alice := accountIn(0, 1, 0)
+	for range 2 * standInBack {
+		log.append(alice, "")
+	}
+	n.checking <- struct{}{} // not yet
+	f.send(standInRequest(0, 6, 2*standInBack-10))
+	trusting := f.ownership(0)[0]
+	if trusting.GetHead().GetEpoch() != 6 {
+		t.Fatalf("owned %v", trusting)
+	}
+	if s, _ := f.subscribe(trusting, &link.Offset{Epoch: 6, Offset: 2*standInBack - 10}, alice); s.GetCatchUp() != link.CatchUp_CATCH_UP_REPLAY {
+		t.Errorf("subscribed %v", s)
+	}
+	<-n.checking
+	owned := trusting
+	for owned.GetHead().GetEpoch() != 7 {
+		owned = nil
+		m := f.until("ownership", func(m *link.FromBus) bool { return m.GetOwned() != nil })
+		for _, p := range m.GetOwned().GetPartitions() {
+			owned = p
+		}
+	}
+	if owned.GetGeneration() == trusting.GetGeneration() || !owned.GetStandIn() {
+		t.Errorf("owned %v, before %v", owned, trusting)
+	}
+	if s, _ := f.subscribe(owned, &link.Offset{Epoch: 6, Offset: 2*standInBack - 10}, alice); s.GetCatchUp() != link.CatchUp_CATCH_UP_RESYNC {
+		t.Errorf("subscribed %v", s)
+	}
+	log.append(alice, "1")
+	f.events(1)
+}
+
 func TestStandInBadRequests(t *testing.T) {
 	for name, m := range map[string]*link.StandIn{
 		"no such partition": standInRequest(9, 1, 0),
@@ -141,7 +183,7 @@ func TestStandInChurn(t *testing.T) {
 	n, _ := startNode(t, Config{NodeID: "b1", Log: log, Linger: time.Millisecond})
 	log.assign(t, map[string][]int32{"b1": {}})
 	for p := range int32(2) {
-		if _, err := log.Epoch(context.Background(), p); err != nil {
+		if _, err := log.FindEpoch(context.Background(), p); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -71,6 +71,15 @@ func newEpochs(partitions int) *epochs {
 
 func (e *epochs) forget(partition int32) { e.set(partition, 0) }
 
+// saw forgets the epoch of partition when another one is met on the log.
+func (e *epochs) saw(partition int32, epoch uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.known[partition] != epoch {
+		e.known[partition] = 0
+	}
+}
+
 func (e *epochs) set(partition int32, epoch uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -83,18 +92,28 @@ func (e *epochs) get(partition int32) uint64 {
 	return e.known[partition]
 }
 
-// Epoch returns the epoch of partition. The first call searches the end of the partition for the latest beacon, and
-// writes one if there is none within reach; later calls answer from memory.
+// Epoch returns the epoch of partition, from memory if it is known there: as of the last time that this Log searched for
+// it. It is for those whose positions need not be of now; FindEpoch is for the others.
 func (l *Log) Epoch(ctx context.Context, partition int32) (uint64, error) {
+	return l.epoch(ctx, partition, true)
+}
+
+// FindEpoch returns the epoch of partition: it searches the end of the partition for the latest beacon, and writes one if
+// there is none within reach. The topic may have been recreated since it was searched last.
+func (l *Log) FindEpoch(ctx context.Context, partition int32) (uint64, error) {
+	return l.epoch(ctx, partition, false)
+}
+
+func (l *Log) epoch(ctx context.Context, partition int32, remembered bool) (uint64, error) {
 	if err := l.checkPartition(partition); err != nil {
 		return 0, fmt.Errorf("epoch: %w", err)
 	}
-	if epoch := l.epochs.get(partition); epoch != 0 {
+	if epoch := l.epochs.get(partition); remembered && epoch != 0 {
 		return epoch, nil
 	}
 	l.epochs.busy[partition].Lock()
 	defer l.epochs.busy[partition].Unlock()
-	if epoch := l.epochs.get(partition); epoch != 0 {
+	if epoch := l.epochs.get(partition); remembered && epoch != 0 {
 		return epoch, nil
 	}
 	epoch, err := l.findEpoch(ctx, partition)
@@ -212,6 +231,7 @@ func (l *Log) WriteBeacon(ctx context.Context, partition int32, b Beacon) (int64
 	if err != nil {
 		return 0, fmt.Errorf("write beacon: %w", err)
 	}
+	l.epochs.saw(partition, b.Epoch)
 	return at[0].Offset, nil
 }
 

@@ -110,6 +110,10 @@ func TestEpochFarBackAndRecreated(t *testing.T) {
 	if again, err := after.Epoch(ctx, 0); err != nil || again == epoch || again == 0 {
 		t.Fatalf("recreated: got %d, %v; before %d", again, err, epoch)
 	}
+	// Who has to be sure searches again, though it remembers and has seen nothing since.
+	if again, err := other.FindEpoch(ctx, 0); err != nil || again == epoch || again == 0 {
+		t.Fatalf("searched again: got %d, %v; before %d", again, err, epoch)
+	}
 	// Who still remembers the old incarnation notices by the offsets of what it appends.
 	if _, err := l.Append(ctx, Record{Key: "a", Value: []byte("x")}); err != nil {
 		t.Fatal(err)
@@ -133,4 +137,40 @@ func TestBeaconPartitions(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	wantError(t, err, `topic "count" has 2 partitions and had 4`)
+}
+
+// A reader ends when its topic is deleted, rather than going on in the one that has its name next. What it reads of another
+// epoch makes the Log search again.
+func TestReadEndsWithItsTopic(t *testing.T) {
+	e, _ := startEmbedded(t, EmbeddedConfig{})
+	ctx := testContext(t, 30*time.Second)
+	l := newTopic(t, e, "gone", 1)
+	epoch, err := l.Epoch(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	met, ended := make(chan Message, 10), make(chan error, 1)
+	go func() {
+		ended <- l.Read(ctx, 0, 0, func(batch []Message) error {
+			for _, m := range batch {
+				met <- m
+			}
+			return nil
+		})
+	}()
+	<-met
+	other := newTopic(t, e, "gone", 1)
+	if _, err := other.WriteBeacon(ctx, 0, Beacon{Epoch: 5, After: 0}); err != nil {
+		t.Fatal(err)
+	}
+	<-met
+	if again, err := l.Epoch(ctx, 0); err != nil || again != 5 || epoch == 5 {
+		t.Errorf("after another epoch was read: %d, %v; before %d", again, err, epoch)
+	}
+	if err := e.cluster.DeleteTopic("gone"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, ErrTopicGone) {
+		t.Errorf("the read ended with %v", err)
+	}
 }

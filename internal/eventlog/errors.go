@@ -13,6 +13,9 @@ var (
 	// ErrPartitionsChanged means that the topic has another number of partitions than before. Accounts now belong to
 	// other partitions, so order and positions no longer hold: every mailbell process has to be stopped first.
 	ErrPartitionsChanged = errors.New("the number of partitions has changed")
+	// ErrTopicGone ends a Read whose topic is on its brokers no more. What offsets meant is void, even if there is a topic
+	// of that name again by now.
+	ErrTopicGone = errors.New("the topic was deleted")
 	// ErrClosed is returned by everything after Close.
 	ErrClosed = errors.New("the log is closed")
 )

@@ -45,6 +45,7 @@ type feed struct {
 	limit     int64
 	chunks    chan chunk   // of size maxChunks; only the fetcher sends, and never more than fits
 	waiting   atomic.Int64 // bytes in chunks and with the reader
+	answered  atomic.Bool  // the broker has the partition
 	owner     *fetcher     // guarded by fetchers.mu; nil once detached
 	next      int64        // owned by the fetcher
 }
@@ -406,9 +407,11 @@ func (ft *fetcher) hand(f *feed, code int16, raw []byte) {
 	case f.owner != ft:
 	case err != nil:
 		ft.end(f, err)
+		return
 	case n > 0:
 		f.next = max(f.next, next)
 		f.waiting.Add(int64(n))
 		f.chunks <- chunk{raw: raw[:n:n]}
 	}
+	f.answered.Store(true)
 }

@@ -17,7 +17,8 @@ var errStopped = errors.New("stopped")
 
 // Read hands the records of partition to fn, from the offset from on, in order and in batches as they come, until ctx
 // ends (then it returns nil) or fn returns an error (then that is returned). While the log cannot be reached it waits
-// and tries again. It ends with a *GapError when the next offset is not on the log.
+// and tries again. It ends with a *GapError when the next offset is not on the log, and with ErrTopicGone when a topic that
+// was there is not any more: if it comes back, it is another one.
 //
 // fn may keep keys and values, but not the slice of messages. While it runs nothing more than Config.ReadBuffer is
 // read ahead. Control records of transactions take offsets without being handed on.
@@ -73,6 +74,7 @@ type reader struct {
 	to        int64 // where to stop, 0 for never
 	fn        func([]Message) error
 	msgs      []Message
+	met       bool  // a broker has answered that it has the partition
 	stopped   error // what fn returned
 }
 
@@ -93,6 +95,8 @@ func (r *reader) run(ctx context.Context) error {
 				continue
 			}
 			return err
+		case r.met && r.to == 0 && errors.Is(err, kafka.UnknownTopicOrPartition):
+			return fmt.Errorf("read partition %d: %w: %w", r.partition, ErrTopicGone, err)
 		case !retriable(err) && !errors.Is(err, ErrUnavailable):
 			return err
 		}
@@ -122,6 +126,7 @@ func (r *reader) follow(ctx context.Context) error {
 		return err
 	}
 	defer r.log.fetchers.detach(f)
+	defer func() { r.met = r.met || f.answered.Load() }()
 	// A leader that hangs answers no fetch, and another one is found long before that one counts as dead.
 	look := time.NewTicker(lookInterval)
 	defer look.Stop()
@@ -166,6 +171,9 @@ func (r *reader) decode(raw []byte) error {
 		raw = rest
 	}
 	m.readRecords.Add(float64(len(r.msgs)))
+	if r.to == 0 {
+		r.seeEpochs()
+	}
 	if len(r.msgs) > 0 {
 		if r.stopped = r.fn(r.msgs); r.stopped != nil {
 			return errStopped
@@ -176,6 +184,15 @@ func (r *reader) decode(raw []byte) error {
 		return errStopped
 	}
 	return failed
+}
+
+// seeEpochs makes the Log search for the epoch again when another one than it knows comes up.
+func (r *reader) seeEpochs() {
+	for i := range r.msgs {
+		if m := &r.msgs[i]; m.Beacon != nil && m.Beacon.After < m.Offset {
+			r.log.epochs.saw(r.partition, m.Beacon.Epoch)
+		}
+	}
 }
 
 // gap says what is missing after the broker no longer knew the next offset.
@@ -194,6 +211,8 @@ func (r *reader) gap(ctx context.Context) error {
 	reason := "beyond"
 	if gap.Trimmed() {
 		reason = "trimmed"
+	} else {
+		r.log.epochs.forget(r.partition)
 	}
 	r.log.metrics.gaps.WithLabelValues(reason).Inc()
 	return gap
