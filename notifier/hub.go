@@ -29,6 +29,7 @@ type hub struct {
 	load  loadMeter
 	calm  calm
 	slow  slowSpread
+	later map[handle]bool // slow clients that can't be told yet, not all of it
 	spare []op
 
 	// Events that have not been handed to the shards yet.
@@ -45,7 +46,8 @@ const (
 )
 
 func newHub(s *shared, shards []*shard) *hub {
-	h := &hub{shared: s, shards: shards, events: make(chan linkEvent, 64), orders: make(chan order, 16), calls: make(chan func()), links: make(map[linkID]*linkConn)}
+	h := &hub{shared: s, shards: shards, events: make(chan linkEvent, 64), orders: make(chan order, 16), calls: make(chan func()), links: make(map[linkID]*linkConn),
+		later: make(map[handle]bool)}
 	h.core = newCore(h, s.accounts, s.cfg.OwnerTimeout)
 	h.load.start()
 	return h
@@ -67,6 +69,7 @@ func (h *hub) run(ctx context.Context) {
 		case <-h.inbox.wake:
 		case now := <-ticker.C:
 			h.core.tick(now)
+			h.tellLater()
 			h.tellLoad(now)
 			h.metrics.traffic.hold(h.open.Load(), now)
 			h.calm.tick(h.metrics.accepts.Load() + h.metrics.eventsOut.Load()/16)
@@ -158,10 +161,20 @@ func (h *hub) handleOps() {
 			h.core.drop(o.accountID)
 		case opMissed:
 			h.flushEvents()
-			h.shards[o.h.shard()].tellMissed(o.h, h.core.place, h.slow.add(now))
+			if !h.shards[o.h.shard()].tellMissed(o.h, h.core.place, h.slow.add(now)) {
+				h.later[o.h] = true
+			}
 		}
 	}
 	h.spare = ops
+}
+
+// tellLater tries once more to tell slow clients what they missed.
+func (h *hub) tellLater() {
+	for to := range h.later {
+		h.inbox.post(op{kind: opMissed, h: to})
+	}
+	clear(h.later)
 }
 
 // flushEvents hands the events gathered to the shards.

@@ -43,6 +43,7 @@ type coreOut interface {
 //     list that the next flush sends.
 //   - pos covers what all live accounts of the partition have been given or told. It stands still
 //     while a re-subscription is being answered, because a part of the accounts is behind then.
+//   - An account of which a client has a subscription is live, or is asked for by a Subscribe or Resume that has no answer.
 //   - What a client has been given is also kept per subscription (sub.floor), so a replay that overlaps costs
 //     nothing but time.
 type core struct {
@@ -57,6 +58,9 @@ type core struct {
 	requests    map[uint64]*request
 	pending     map[uint64]*pending
 	lastRequest uint64
+
+	lost  bool // a partition has lost its owner since the last flush
+	hasty int  // how often someone may be asked to stand in before the next tick
 }
 
 // partition is one of the log's.
@@ -66,12 +70,16 @@ type partition struct {
 	fence      uint64 // generation of the last owner; who comes with an older one is of the past
 	standIn    bool   // the owner only stands in
 	tries      int    // how often someone was asked to, since there was an owner
-	known      bool   // pos is
+	asked      bool   // someone was, since the last tick
+	claims     []claim
+	lacking    time.Time // since when it has no owner, or one that only stands in; zero: it has one, as far as the tick knows
+	known      bool      // pos is
 	epoch      uint64
 	offset     int64
 	// A re-subscription's Subscribes that are unanswered, and the furthest head of the answered ones.
 	resubs    int
 	resubHead link.Offset
+	split     bool // some accounts have been told of another epoch, others not yet
 
 	waiting []*pending // unanswered subscribes, in order
 
@@ -119,11 +127,12 @@ func (c *core) nextRequest() uint64 {
 	return c.lastRequest
 }
 
-// place is where an account's events are and how far they have been handed out.
-func (c *core) place(a nameID) (schema.Account, schema.Position) {
-	account := schema.Account(c.accounts.name(a))
+// place is where an account's events are and how far they have been handed out. It reports false while that cannot be said:
+// what the account's subscriptions were given may be of another epoch than the partition's position.
+func (c *core) place(a nameID) (account schema.Account, pos schema.Position, ok bool) {
+	account = schema.Account(c.accounts.name(a))
 	i := schema.PartitionOf(account, len(c.parts))
-	return account, c.parts[i].pos(i)
+	return account, c.parts[i].pos(i), !c.parts[i].split
 }
 
 // subscribe takes a client's checked subscribe.
@@ -248,12 +257,22 @@ func (c *core) tick(now time.Time) {
 		c.out.denied(p.h, p.id, schema.CodeUnavailable, "no bus node answers for this account just now: try again later")
 		c.drop(p.aid)
 	}
+	c.takeClaims(now)
+	c.hasty = hastyStandIns
+	for i := range c.parts {
+		c.parts[i].asked = false
+	}
 	c.standIns()
 }
 
 // flush sends what has been gathered: for each partition what is wanted no more, what is wanted, and
 // then, in a message a link, what clients want to catch up with.
 func (c *core) flush() {
+	if c.lost && c.hasty > 0 && c.anyUnasked() {
+		c.hasty--
+		c.standIns()
+	}
+	c.lost = false
 	resumes := make(map[linkID]*link.Resume)
 	var order []linkID
 	for _, i := range c.dirty {

@@ -1,8 +1,10 @@
 package notifier
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/mailbell/mailbell/schema"
 	"github.com/mailbell/mailbell/schema/link"
@@ -27,6 +29,7 @@ func (c *core) welcome(l linkID, partitions int) {
 
 // owned takes the complete set of partitions that a node serves now.
 func (c *core) owned(l linkID, m *link.Owned) {
+	c.dropClaims(l)
 	keeps := make(map[int32]bool, len(m.Partitions))
 	var gained []int32
 	for _, o := range m.Partitions {
@@ -47,24 +50,77 @@ func (c *core) owned(l linkID, m *link.Owned) {
 			continue
 		}
 		if o.Generation < part.fence {
+			part.claims = append(part.claims, claim{l, o.Generation, o.Head.GetEpoch(), o.Head.GetOffset()})
 			continue // an owner of the past
 		}
 		keeps[i] = true
 		if part.owner == l && !part.standIn && o.Generation == part.generation {
 			continue // as before
 		}
-		c.disown(i)
-		part.owner, part.generation, part.fence, part.tries = l, o.Generation, o.Generation, 0
-		if !part.known {
-			part.known, part.epoch, part.offset = true, o.Head.GetEpoch(), o.Head.GetOffset()
-		}
-		part.resubHead = link.Offset{Epoch: o.Head.GetEpoch(), Offset: o.Head.GetOffset()}
+		c.own(i, claim{l, o.Generation, o.Head.GetEpoch(), o.Head.GetOffset()})
 		gained = append(gained, i)
 	}
 	for i := range c.parts {
 		if c.parts[i].owner == l && !keeps[int32(i)] {
 			c.disown(int32(i))
+			c.lost = true
 		}
+	}
+	c.resubscribe(gained)
+}
+
+// claim is a node's word that it owns a partition.
+type claim struct {
+	l          linkID
+	generation uint64
+	epoch      uint64 // of its head
+	offset     int64
+}
+
+// claimPatience is how long a partition is without an owner before one is believed whose generation is older than that of
+// the last one. It is longer than the group takes to find a new owner. The group counts from 1 again when it was
+// deleted, and then nobody comes with a generation that is high enough.
+const claimPatience = 15 * time.Second
+
+// own makes a link the owner of a partition; the caller subscribes again.
+func (c *core) own(i int32, by claim) {
+	c.disown(i)
+	part := &c.parts[i]
+	part.owner, part.generation, part.fence, part.tries, part.lacking = by.l, by.generation, by.generation, 0, time.Time{}
+	if !part.known {
+		part.known, part.epoch, part.offset = true, by.epoch, by.offset
+	}
+	part.resubHead = link.Offset{Epoch: by.epoch, Offset: by.offset}
+}
+
+// dropClaims forgets what a link has claimed.
+func (c *core) dropClaims(l linkID) {
+	for i := range c.parts {
+		if part := &c.parts[i]; len(part.claims) > 0 {
+			part.claims = slices.DeleteFunc(part.claims, func(cl claim) bool { return cl.l == l })
+		}
+	}
+}
+
+// takeClaims believes the latest of those that were taken for owners of the past, where nobody better has come for long.
+func (c *core) takeClaims(now time.Time) {
+	var gained []int32
+	for i := range c.parts {
+		part := &c.parts[i]
+		switch {
+		case part.owner != 0 && !part.standIn:
+			part.lacking = time.Time{}
+			continue
+		case part.lacking.IsZero():
+			part.lacking = now
+		}
+		if len(part.claims) == 0 || now.Sub(part.lacking) < claimPatience {
+			continue
+		}
+		best := slices.MaxFunc(part.claims, func(a, b claim) int { return cmp.Compare(a.generation, b.generation) })
+		part.claims = slices.DeleteFunc(part.claims, func(cl claim) bool { return cl == best })
+		c.own(int32(i), best)
+		gained = append(gained, int32(i))
 	}
 	c.resubscribe(gained)
 }
@@ -95,6 +151,7 @@ func (c *core) inherit(parts []movedPart) {
 		part, was := &c.parts[i], parts[i]
 		if was.generation > part.fence {
 			if part.owner != 0 && !part.standIn {
+				part.claims = append(part.claims, claim{part.owner, part.generation, part.resubHead.Epoch, part.resubHead.Offset})
 				c.disown(int32(i)) // an owner of the past
 			}
 			part.fence = was.generation
@@ -112,6 +169,7 @@ func (c *core) inherit(parts []movedPart) {
 // down is the end of a link.
 func (c *core) down(l linkID) {
 	delete(c.nodes, l)
+	c.dropClaims(l)
 	for i := range c.parts {
 		if c.parts[i].owner == l {
 			c.disown(int32(i))
@@ -172,6 +230,7 @@ func (c *core) resubscribe(gained []int32) {
 
 // settle moves the position to where a re-subscription has ended.
 func (c *core) settle(part *partition) {
+	part.split = false
 	if part.epoch != part.resubHead.Epoch || part.offset < part.resubHead.Offset {
 		part.epoch, part.offset = part.resubHead.Epoch, part.resubHead.Offset
 	}
@@ -207,6 +266,7 @@ func (c *core) subscribed(l linkID, m *link.Subscribed) {
 	}
 	if m.CatchUp == link.CatchUp_CATCH_UP_NOT_OWNER {
 		c.disown(r.partition) // it will say who it is, and so will the owner
+		c.lost = true
 		return
 	}
 	delete(c.requests, m.Request)
@@ -230,6 +290,7 @@ func (c *core) subscribed(l linkID, m *link.Subscribed) {
 	if !r.again {
 		return
 	}
+	part.split = part.split || part.epoch != pos.Epoch
 	if part.resubHead.Epoch != pos.Epoch || part.resubHead.Offset < pos.Offset {
 		part.resubHead.Epoch, part.resubHead.Offset = pos.Epoch, pos.Offset
 	}
@@ -248,7 +309,13 @@ func (c *core) resumed(l linkID, m *link.Resumed) {
 	}
 	if m.CatchUp == link.CatchUp_CATCH_UP_NOT_OWNER {
 		c.disown(p.partition)
+		c.lost = true
 		return
+	}
+	// The answer may be to the first of two requests, and nobody asks for the account any more once its clients have one:
+	// the owner counts it as wanted since it was asked.
+	if asked := c.accounts.asked(p.aid); asked != askedLive {
+		c.accounts.setAsked(p.aid, asked, askedLive)
 	}
 	a := &answer{
 		pos:     schema.Position{Epoch: m.Head.GetEpoch(), Partition: p.partition, Offset: m.Head.GetOffset()},
@@ -334,7 +401,9 @@ func (c *core) sameEpoch(i int32, part *partition, epoch uint64, offset int64) {
 	}
 	part.epoch, part.offset = epoch, offset
 	var all []string
+	fetches := 0 // of all partitions: their logs change together
 	c.accounts.each(func(name string, _ *uint32) {
+		fetches++
 		if schema.PartitionOf(schema.Account(name), len(c.parts)) == i {
 			all = append(all, name)
 		}
@@ -342,7 +411,7 @@ func (c *core) sameEpoch(i int32, part *partition, epoch uint64, offset int64) {
 	slices.Sort(all)
 	for _, name := range all {
 		if a := c.accounts.wanted(name); a != 0 {
-			c.out.missed(a, name, part.pos(i), 0)
+			c.out.missed(a, name, part.pos(i), fetchSpread(float64(fetches)))
 		}
 	}
 }

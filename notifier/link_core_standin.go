@@ -21,6 +21,10 @@ func (c *core) meet(l linkID, node string) {
 	c.nodes[l] = node
 }
 
+// hastyStandIns is how often in a second someone may be asked at once when an owner says that it is none any more, beside
+// the ends of links: finding out what clients want takes a look at every account.
+const hastyStandIns = 8
+
 // standIns asks for someone to stand in for partitions without an owner whose accounts clients want. Those for which
 // someone does already are asked for again, which is how a stand-in knows that it is still needed.
 func (c *core) standIns() {
@@ -38,6 +42,7 @@ func (c *core) standIns() {
 			continue
 		}
 		l := part.owner
+		part.asked = true
 		if l == 0 {
 			l = c.standInOf(int32(i), part.tries)
 			part.tries++
@@ -61,6 +66,16 @@ func (c *core) standIns() {
 func (c *core) anyUnowned() bool {
 	for i := range c.parts {
 		if p := &c.parts[i]; p.known && (p.owner == 0 || p.standIn) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyUnasked reports whether there is a partition without an owner for which nobody was asked to stand in since the last tick.
+func (c *core) anyUnasked() bool {
+	for i := range c.parts {
+		if p := &c.parts[i]; p.known && p.owner == 0 && !p.asked {
 			return true
 		}
 	}

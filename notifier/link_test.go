@@ -209,11 +209,59 @@ func (p *player) denied(h handle, id uint64, code schema.ErrorCode, message stri
 	p.say("client %d: %s: %s", h, code, message)
 }
 
-func (p *player) missed(_ nameID, account string, pos schema.Position, _ uint32) {
+func (p *player) missed(_ nameID, account string, pos schema.Position, spread uint32) {
+	if spread > 0 {
+		p.say("missed %s %s within %d ms", account, pos, spread)
+		return
+	}
 	p.say("missed %s %s", account, pos)
 }
 
 func (p *player) cut(l linkID, why string) { p.say("cut %d: %s", l, why) }
+
+// While some accounts of a partition have been told of another epoch and others not, where an account is can't be said.
+func TestNoPlaceBetweenEpochs(t *testing.T) {
+	p := &player{t: t, clients: map[handle]map[nameID]bool{}, now: time.Unix(1000, 0)}
+	p.core = newCore(p, newNames(), 10*time.Second)
+	play := func(lines ...string) {
+		for _, line := range lines {
+			words := strings.Fields(line)
+			p.step(words[0], words[1:])
+			p.core.flush()
+		}
+	}
+	// More accounts than one message takes.
+	play("welcome 1 1", "owned 1 0@5@7:10", "subscribe 1 alice", "subscribed 1 0 5 5 7:10 FRESH", "resumed 1 0 5 4 7:10 FRESH")
+	for i := range maxBatch {
+		a, _ := p.core.accounts.want(fmt.Sprintf("bob%d", i), 0)
+		p.core.accounts.setAsked(a, askedNot, askedLive)
+	}
+	alice := p.core.accounts.wanted("alice")
+	play("owned 1 0@6@8:2", "subscribed 1 0 6 6 8:2 RESYNC")
+	if _, pos, ok := p.core.place(alice); ok {
+		t.Errorf("alice is at %s", pos)
+	}
+	play("subscribed 1 0 6 7 8:3 RESYNC")
+	if _, pos, ok := p.core.place(alice); !ok || pos != (schema.Position{Epoch: 8, Offset: 3}) {
+		t.Errorf("alice is at %s, %t", pos, ok)
+	}
+}
+
+// When a log is another one than before, everybody is told, and not to fetch at once.
+func TestOtherEpochIsSpread(t *testing.T) {
+	p := &player{t: t, clients: map[handle]map[nameID]bool{}, now: time.Unix(1000, 0)}
+	p.core = newCore(p, newNames(), 10*time.Second)
+	p.step("welcome", []string{"1", "2"})
+	p.step("owned", []string{"1", "0@5@7:10", "1@5@7:10"})
+	for i := range 2 * slowFetches {
+		p.core.accounts.want(fmt.Sprint("user", i), 0)
+	}
+	p.out.Reset()
+	p.step("deliver", []string{"1", "0", "5", "8", "11"})
+	if n, want := strings.Count(p.out.String(), "missed"), strings.Count(p.out.String(), "within 2000 ms"); n == 0 || n != want {
+		t.Errorf("%d told, %d of them to spread: %s", n, want, p.out.String())
+	}
+}
 
 // A new owner, a lost link, a restart: no event is lost, none comes twice.
 func TestOwnerChanges(t *testing.T) {

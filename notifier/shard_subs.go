@@ -173,28 +173,35 @@ func (sh *shard) unsubscribed(h handle, id uint64, account schema.Account) {
 	}
 }
 
-// place tells an account's name and how far its partition has been handed out.
-type place func(nameID) (schema.Account, schema.Position)
+// whereabouts tells an account's name and how far its partition has been handed out, or that this can't be said just now.
+type whereabouts func(nameID) (schema.Account, schema.Position, bool)
 
-// tellMissed tells a client that was too slow which accounts to fetch, each at a moment of its own within spread ms.
-func (sh *shard) tellMissed(h handle, where place, spread uint32) {
+// tellMissed tells a client that was too slow which accounts to fetch, each at a moment of its own within spread ms. It reports
+// false when some have to be told later.
+func (sh *shard) tellMissed(h handle, where whereabouts, spread uint32) (all bool) {
 	sh.enter()
 	defer sh.leave()
+	all = true
 	c := sh.slots.of(h)
 	if c == nil || c.state != slotOpen {
-		return
+		return all
 	}
 	for n := c.subs; n != 0; n = sh.subs.all.at(n).ofSlot {
 		s := sh.subs.all.at(n)
 		if s.filter&subMissed == 0 {
 			continue
 		}
+		account, pos, ok := where(s.account)
+		if !ok {
+			all = false
+			continue
+		}
 		s.filter &^= subMissed | subQueued
-		account, pos := where(s.account)
 		pos.Offset = max(pos.Offset, s.floor)
 		s.floor = pos.Offset
 		sh.pushMissed(h.index(), c, account, pos, schema.MissedSlow, spreadMs(spread))
 	}
+	return all
 }
 
 // missed tells all subscriptions of an account that events up to pos can't be given, each to fetch at a moment of

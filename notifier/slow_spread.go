@@ -23,8 +23,13 @@ func (s *slowSpread) add(now time.Time) uint32 {
 		s.at = now
 	}
 	s.owed++
-	if s.owed < slowFetches/2 {
+	return fetchSpread(s.owed)
+}
+
+// fetchSpread is the milliseconds over which to spread so many fetches; 0 for few.
+func fetchSpread(fetches float64) uint32 {
+	if fetches < slowFetches/2 {
 		return 0
 	}
-	return uint32(min(s.owed/slowFetches*1000, float64(slowSpreadMax.Milliseconds())))
+	return uint32(min(fetches/slowFetches*1000, float64(slowSpreadMax.Milliseconds())))
 }

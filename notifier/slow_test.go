@@ -175,7 +175,9 @@ func TestReusedDescriptors(t *testing.T) {
 		sh.subscribed(&answer{h: h, id: 9, account: accountOf(former), aid: id, catchUp: schema.Fresh})
 		sh.denied(h, 9, schema.CodeUnavailable, "no")
 		sh.unsubscribed(h, 9, accountOf(now))
-		sh.tellMissed(h, func(nameID) (schema.Account, schema.Position) { return accountOf(former), schema.Position{} }, 0)
+		sh.tellMissed(h, func(nameID) (schema.Account, schema.Position, bool) {
+			return accountOf(former), schema.Position{}, true
+		}, 0)
 		sh.event(h, pollGone|pollOut)
 		sh.deliver([]delivery{{account: id + 1000, offset: 1 << 40, frame: []byte("x")}})
 		r.bus.publish(former, event(former, "INBOX", "e"))
