@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -91,6 +92,7 @@ type ChaosResult struct {
 	Missed           int            `json:"missed"`           // frames
 	Reconnects       int            `json:"reconnects"`       // connections that ended and came back
 	NotBack          int            `json:"notBack"`          // clients that were not subscribed again at the end
+	StandIns         int            `json:"standIns"`         // partitions that a notifier found no owner of at the end
 	Crashes          []string       `json:"crashes,omitempty"`
 	LatencyMs        LatencyMs      `json:"latencyMs"` // of all that arrived, from the moment that it was due
 	Examples         []string       `json:"lostExamples,omitempty"`
@@ -116,6 +118,7 @@ func (r ChaosResult) Broken() error {
 	say(r.Lost, "events lost")
 	say(r.Misordered, "out of order")
 	say(r.NotBack, "clients did not come back")
+	say(r.StandIns, "partitions are stood in for though all is healed")
 	say(len(r.Crashes), "processes ended by themselves")
 	if len(broken) == 0 {
 		return nil
@@ -172,9 +175,45 @@ func (c *chaosRun) run(ctx context.Context) (ChaosResult, error) {
 	if err != nil {
 		return ChaosResult{}, err
 	}
+	standIns, err := c.standIns(ctx)
+	if err != nil {
+		return ChaosResult{}, err
+	}
 	r, err := c.audit(ctx)
-	r.NotBack, r.Skipped = notBack, skipped
+	r.NotBack, r.StandIns, r.Skipped = notBack, standIns, skipped
 	return r, err
+}
+
+// standIns waits until no partition is stood in for, for half a minute at most, and returns how many still are.
+func (c *chaosRun) standIns(ctx context.Context) (left int, err error) {
+	client := &http.Client{Timeout: 5 * time.Second}
+	defer client.CloseIdleConnections()
+	for began := time.Now(); ; {
+		left, err = c.site.standIns(ctx, client)
+		if err == nil && left == 0 || time.Since(began) > 30*time.Second {
+			return left, err
+		}
+		if err := pause(ctx, 500*time.Millisecond); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// standIns asks the bus nodes for how many partitions they stand in.
+func (s *chaosSite) standIns(ctx context.Context, client *http.Client) (sum int, err error) {
+	for _, n := range s.of(busNode) {
+		if n.spare {
+			continue
+		}
+		found, err := scrape(ctx, client, n.serve("--ops"), `mailbell_bus_partitions{state="standin"}`)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", n.name, err)
+		}
+		for _, v := range found {
+			sum += int(v)
+		}
+	}
+	return sum, nil
 }
 
 // shares splits the accounts: those of events, and the last tenth, those of reports.

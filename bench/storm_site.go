@@ -1,11 +1,9 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -247,26 +245,7 @@ func (s *storm) until(ctx context.Context, ok func() bool) error {
 
 // metrics reads a process's metrics whose name begins with prefix, by name and labels.
 func (s *storm) metrics(ctx context.Context, name, prefix string) (map[string]float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addresses[name+"ops"]+"/metrics", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	found := make(map[string]float64)
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if key, value, ok := strings.Cut(lines.Text(), " "); ok && strings.HasPrefix(key, prefix) {
-			if found[key], err = strconv.ParseFloat(value, 64); err != nil {
-				return nil, fmt.Errorf("metric %s: %w", key, err)
-			}
-		}
-	}
-	_, _ = io.Copy(io.Discard, resp.Body)
-	return found, lines.Err()
+	return scrape(ctx, &s.client, s.addresses[name+"ops"], prefix)
 }
 
 // gatewayAnswers is how often the bus nodes answered, by code.
