@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -177,22 +178,116 @@ func TestStandInBadRequests(t *testing.T) {
 	}
 }
 
-// TestStandInChurn: notifiers ask, the group assigns, links end, all at once; every event arrives or is told, in order.
+// churned is a notifier that follows one account for each partition of one node, whoever serves it in whichever generation.
+type churned struct {
+	*fakeNotifier
+	accounts []string
+
+	mu sync.Mutex
+	// Guarded by mu, by partition.
+	generation []uint64 // of whom it is subscribed to
+	last       []int64  // offset of the last event; no earlier one may come
+	told       []int64  // a resync covers all up to here
+	got        []map[int64]bool
+	resyncs    int
+	bad        []string
+}
+
+func follow(t *testing.T, n *Node) *churned {
+	c := &churned{fakeNotifier: dial(t, n, "n1")}
+	for p := range int32(len(n.partitions)) {
+		c.accounts = append(c.accounts, accountIn(p, len(n.partitions), 0))
+		c.generation, c.last, c.told = append(c.generation, 0), append(c.last, -1), append(c.told, -1)
+		c.got = append(c.got, map[int64]bool{})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for m := range c.in {
+			c.take(m)
+		}
+	}()
+	t.Cleanup(func() { c.close(); <-done })
+	return c
+}
+
+func (c *churned) take(m *link.FromBus) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m.GetOwned() != nil {
+		served := make([]uint64, len(c.generation))
+		for _, o := range m.GetOwned().GetPartitions() {
+			p := o.GetPartition()
+			served[p] = o.GetGeneration()
+			if served[p] == c.generation[p] {
+				continue
+			}
+			c.send(&link.Subscribe{Partition: p, Generation: served[p], Accounts: c.accounts[p : p+1],
+				After: &link.Offset{Epoch: 1000 + uint64(p), Offset: max(c.last[p], c.told[p])}})
+		}
+		c.generation = served
+	}
+	if s := m.GetSubscribed(); s != nil && s.GetGeneration() == c.generation[s.GetPartition()] {
+		switch s.GetCatchUp() {
+		case link.CatchUp_CATCH_UP_NOT_OWNER:
+			c.generation[s.GetPartition()] = 0
+		case link.CatchUp_CATCH_UP_RESYNC:
+			c.told[s.GetPartition()] = max(c.told[s.GetPartition()], s.GetHead().GetOffset())
+			c.resyncs++
+		}
+	}
+	for _, d := range m.GetDeliveries().GetPartitions() {
+		p := d.GetPartition()
+		if d.GetGeneration() != c.generation[p] {
+			continue // fenced
+		}
+		for _, r := range d.GetRecords() {
+			if r.GetOffset() <= c.last[p] {
+				c.bad = append(c.bad, fmt.Sprintf("partition %d: offset %d after %d", p, r.GetOffset(), c.last[p]))
+			}
+			c.last[p] = r.GetOffset()
+			c.got[p][r.GetOffset()] = true
+		}
+	}
+}
+
+// misses returns what is neither there nor told of.
+func (c *churned) misses(written []map[int64]bool) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p := range written {
+		for offset := range written[p] {
+			if !c.got[p][offset] && offset > c.told[p] {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestStandInChurn: notifiers ask, the group assigns, this node and others, all at once; every event arrives or is told, in order.
 func TestStandInChurn(t *testing.T) {
 	log := newFakeLog(2)
 	n, _ := startNode(t, Config{NodeID: "b1", Log: log, Linger: time.Millisecond})
+	startNode(t, Config{NodeID: "b2", Log: log, Linger: time.Millisecond})
 	log.assign(t, map[string][]int32{"b1": {}})
 	for p := range int32(2) {
 		if _, err := log.FindEpoch(context.Background(), p); err != nil {
 			t.Fatal(err)
 		}
 	}
+	f := follow(t, n)
+	var mu sync.Mutex
+	written := []map[int64]bool{{}, {}}
 	var all sync.WaitGroup
 	for i := range 4 {
 		all.Go(func() {
-			for range 20 {
+			for range 50 {
 				p := int32(i % 2)
-				log.append(accountIn(p, 2, 0), "")
+				_, offset := log.append(f.accounts[p], "")
+				mu.Lock()
+				written[p][offset] = true
+				mu.Unlock()
 				n.standInFor(p, routing.Position{Epoch: 1000 + uint64(p)})
 				if s := n.standIns[p].Load(); s != nil && i == 3 {
 					n.endStandIn(s)
@@ -202,14 +297,28 @@ func TestStandInChurn(t *testing.T) {
 			}
 		})
 	}
-	for i := range 6 {
+	for i := range 12 {
 		share := []int32{0, 1}[:i%3]
-		log.assign(t, map[string][]int32{"b1": share})
+		if i%4 == 3 { // as if it had been expelled
+			log.assign(t, map[string][]int32{"b2": share})
+			continue
+		}
+		log.assign(t, map[string][]int32{"b1": share, "b2": {}})
 	}
 	all.Wait()
-	log.assign(t, map[string][]int32{"b1": {0, 1}})
+	log.assign(t, map[string][]int32{"b1": {0, 1}, "b2": {}})
 	eventually(t, "ownership of both, and no stand-in", func() bool {
 		n.tickStandIns(time.Now())
 		return n.ownedCount() == 2 && n.standIns[0].Load() == nil && n.standIns[1].Load() == nil
 	})
+	for p := range int32(2) {
+		_, offset := log.append(f.accounts[p], "last")
+		written[p][offset] = true
+	}
+	eventually(t, "every event", func() bool { return f.misses(written) == 0 })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.bad) > 0 || f.resyncs > 0 {
+		t.Errorf("out of order: %q; %d resyncs, though the log has it all", f.bad, f.resyncs)
+	}
 }
