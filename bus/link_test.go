@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -127,6 +128,63 @@ func TestSlowLinkIsCut(t *testing.T) {
 	if err := slow.ended(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), string(CutQueueFull)) {
 		t.Errorf("the slow link ended with %v", err)
 	}
+}
+
+// TestReplaysLeaveRoomForLive: a notifier asks for far more replays than its link takes at once. The link asks for the next only when
+// there is room, so an event that comes meanwhile waits behind a quarter of the queue at most, in its own partition and in others.
+func TestReplaysLeaveRoomForLive(t *testing.T) {
+	const replays, replayed, queue = 200, 100, 1 << 20
+	log := newFakeLog(2)
+	alice, bob, carol := accountIn(0, 2, 0), accountIn(0, 2, 1), accountIn(1, 2, 0)
+	since, err := log.FindEpoch(context.Background(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range replayed {
+		log.append(alice, fmt.Sprintf("%01000d", i))
+	}
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log, LinkQueueBytes: queue})
+	f := dial(t, n, "n1")
+	log.assign(t, map[string][]int32{"b1": {0, 1}})
+	owned := f.ownership(0, 1)
+	f.subscribe(owned[0], nil, bob)
+	f.subscribe(owned[1], nil, carol)
+	ask := &link.Resume{}
+	for i := range replays {
+		ask.Items = append(ask.Items, &link.ResumeItem{Request: uint64(i), Generation: owned[0].GetGeneration(), Account: alice,
+			Since: &link.Offset{Epoch: since}})
+	}
+	f.send(ask)
+	f.until("the first replay", func(m *link.FromBus) bool { return m.GetResumed() != nil })
+
+	// Nothing is taken from the link until both live events wait on it.
+	_, atBob := log.append(bob, "live")
+	_, atCarol := log.append(carol, "live")
+	eventually(t, "the node to read them", func() bool {
+		s := n.Partitions()
+		return s[0].Head.Offset >= atBob && s[1].Head.Offset >= atCarol
+	})
+	for _, l := range *n.links.byID.Load() {
+		if waiting := l.queue.waiting(); waiting > queue/2 {
+			t.Errorf("%d bytes wait on the link", waiting)
+		}
+	}
+	seen, live, before := 1, 0, 0
+	for seen < replays || live < 2 {
+		m := f.next()
+		if r := m.GetResumed(); r != nil {
+			if seen++; r.GetCatchUp() != link.CatchUp_CATCH_UP_REPLAY || len(r.GetRecords()) < replayed {
+				t.Fatalf("resumed %v with %d records", r.GetCatchUp(), len(r.GetRecords()))
+			}
+		}
+		if live += len(recordsOf(m)); live == 2 && before == 0 {
+			before = seen
+		}
+	}
+	if before > replays/2 {
+		t.Errorf("the live events came after %d of %d replays", before, replays)
+	}
+	t.Logf("the live events came after %d of %d replays", before, replays)
 }
 
 func TestSameInstanceReplaces(t *testing.T) {
