@@ -68,6 +68,7 @@ type partition struct {
 	owner      linkID // 0: none is known
 	generation uint64 // that the owner, or who stands in for it, calls itself by
 	fence      uint64 // generation of the last owner; who comes with an older one is of the past
+	fencedBy   string // the last owner's name; what it says of itself later is newer, whatever the generation
 	standIn    bool   // the owner only stands in
 	tries      int    // how often someone was asked to, since there was an owner
 	asked      bool   // someone was, since the last tick

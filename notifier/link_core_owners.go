@@ -49,7 +49,7 @@ func (c *core) owned(l linkID, m *link.Owned) {
 			}
 			continue
 		}
-		if o.Generation < part.fence {
+		if o.Generation < part.fence && !c.mayRestart(part, l) {
 			part.claims = append(part.claims, claim{l, o.Generation, o.Head.GetEpoch(), o.Head.GetOffset()})
 			continue // an owner of the past
 		}
@@ -77,6 +77,12 @@ type claim struct {
 	offset     int64
 }
 
+// mayRestart reports whether a node is the last owner of a partition and nobody else owns it: a lower generation than before is
+// then one of a group that counts from 1 again, as that of `mailbell run` does in a new process.
+func (c *core) mayRestart(part *partition, l linkID) bool {
+	return part.fencedBy == c.nodes[l] && (part.owner == 0 || part.standIn || part.owner == l)
+}
+
 // claimPatience is how long a partition is without an owner before one is believed whose generation is older than that of
 // the last one. It is longer than the group takes to find a new owner. The group counts from 1 again when it was
 // deleted, and then nobody comes with a generation that is high enough.
@@ -87,6 +93,7 @@ func (c *core) own(i int32, by claim) {
 	c.disown(i)
 	part := &c.parts[i]
 	part.owner, part.generation, part.fence, part.tries, part.lacking = by.l, by.generation, by.generation, 0, time.Time{}
+	part.fencedBy = c.nodes[by.l]
 	if !part.known {
 		part.known, part.epoch, part.offset = true, by.epoch, by.offset
 	}
@@ -154,7 +161,7 @@ func (c *core) inherit(parts []movedPart) {
 				part.claims = append(part.claims, claim{part.owner, part.generation, part.resubHead.Epoch, part.resubHead.Offset})
 				c.disown(int32(i)) // an owner of the past
 			}
-			part.fence = was.generation
+			part.fence, part.fencedBy = was.generation, ""
 		}
 		if was.known {
 			part.known, part.epoch, part.offset = true, was.epoch, was.offset

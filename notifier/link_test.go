@@ -98,8 +98,12 @@ func (p *player) part(account string) uint32 {
 
 func (p *player) step(what string, w []string) {
 	switch what {
-	case "welcome": // link partitions
-		p.core.meet(linkID(p.number(w[0])), "node"+w[0])
+	case "welcome": // link partitions [name]
+		name := "node" + w[0]
+		if len(w) > 2 {
+			name = w[2]
+		}
+		p.core.meet(linkID(p.number(w[0])), name)
 		p.core.welcome(linkID(p.number(w[0])), int(p.number(w[1])))
 	case "owned": // link partition@generation@head[@standin]...
 		m := &link.Owned{}
