@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"time"
 	"unicode/utf8"
 
@@ -60,6 +61,8 @@ type Config struct {
 	ServiceTokens *auth.ServiceTokens
 	// Origins are the pages that may call the gateway.
 	Origins auth.Origins
+	// TrustedProxies are the networks whose word counts for whom they forward to the gateway (X-Forwarded-For, Forwarded).
+	TrustedProxies []netip.Prefix
 	// CookieName is the cookie in which a user's token may come. Empty means "mailbell_token".
 	CookieName string
 	// SessionTTL ends connections that a service asked for. 0 means 24 hours.

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +10,8 @@ import (
 	"io"
 	"math"
 	"mime"
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"time"
@@ -67,12 +68,14 @@ func (n *Node) Gateway() http.Handler {
 
 func (n *Node) serveConnect(w http.ResponseWriter, r *http.Request) {
 	var access auth.Access
+	var address string
 	var err error
 	switch r.Method {
 	case http.MethodGet:
 		access, err = n.accessOfUser(r)
+		address = n.clientAddress(r)
 	case http.MethodPost:
-		access, err = n.accessForUser(w, r)
+		access, address, err = n.accessForUser(w, r)
 	case http.MethodOptions:
 		w.Header().Set("Allow", "GET, POST, OPTIONS")
 		w.WriteHeader(http.StatusNoContent)
@@ -85,7 +88,7 @@ func (n *Node) serveConnect(w http.ResponseWriter, r *http.Request) {
 		n.refuse(w, err)
 		return
 	}
-	answer, err := n.Connect(r.Context(), access, r.RemoteAddr)
+	answer, err := n.Connect(r.Context(), access, address)
 	if err != nil {
 		n.refuse(w, err)
 		return
@@ -94,13 +97,10 @@ func (n *Node) serveConnect(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// Connect picks a notifier for someone and makes the ticket. A notifier that has just come is waited for until
-// its address has been tried.
+// Connect picks a notifier for someone and makes the ticket. address is the client's; where it is not known the account stands for
+// it. A notifier that has just come is waited for until its address has been tried.
 func (n *Node) Connect(ctx context.Context, access auth.Access, address string) (ConnectAnswer, error) {
-	if host, _, err := net.SplitHostPort(address); err == nil {
-		address = host
-	}
-	client := placement.Client{Account: string(access.Subject), Address: address}
+	client := placement.Client{Account: string(access.Subject), Address: cmp.Or(address, string(access.Subject))}
 	chosen, wait, ok := n.fleet.pick(client, time.Now())
 	if !ok && n.fleet.waitTried(ctx, probeTimeout) {
 		chosen, wait, ok = n.fleet.pick(client, time.Now())
@@ -142,6 +142,7 @@ func (n *Node) accessOfUser(r *http.Request) (auth.Access, error) {
 type connectRequest struct {
 	Account  schema.Account `json:"account"`
 	Accounts []grantRequest `json:"accounts"`
+	Address  string         `json:"address"` // the user's; the peer is the service
 }
 
 // grantRequest is a further account: a name, or some mailboxes of one.
@@ -158,37 +159,51 @@ func (g *grantRequest) UnmarshalJSON(b []byte) error {
 	return decodeStrict(b, (*plain)(g))
 }
 
-// accessForUser is what a service asks for a user.
-func (n *Node) accessForUser(w http.ResponseWriter, r *http.Request) (auth.Access, error) {
+// accessForUser is what a service asks for a user, and the user's address if the service says it.
+func (n *Node) accessForUser(w http.ResponseWriter, r *http.Request) (access auth.Access, address string, err error) {
 	token, err := auth.RequestToken(r, "")
 	if err != nil {
-		return auth.Access{}, err
+		return auth.Access{}, "", err
 	}
 	service, err := n.cfg.ServiceTokens.Check(token, auth.ScopeConnect)
 	if err != nil {
-		return auth.Access{}, err
+		return auth.Access{}, "", err
 	}
 	if ct := r.Header.Get("Content-Type"); ct != "" {
 		if mt, _, err := mime.ParseMediaType(ct); err != nil || mt != "application/json" {
-			return auth.Access{}, refuse(http.StatusUnsupportedMediaType, "badRequest", "content type %.100q: send application/json", ct)
+			return auth.Access{}, "", refuse(http.StatusUnsupportedMediaType, "badRequest", "content type %.100q: send application/json", ct)
 		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxConnectBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return auth.Access{}, refuse(http.StatusRequestEntityTooLarge, "tooLarge", "the body is over %d bytes", maxConnectBody)
+		return auth.Access{}, "", refuse(http.StatusRequestEntityTooLarge, "tooLarge", "the body is over %d bytes", maxConnectBody)
 	} else if err != nil {
-		return auth.Access{}, refuse(http.StatusBadRequest, "badRequest", "the body could not be read")
+		return auth.Access{}, "", refuse(http.StatusBadRequest, "badRequest", "the body could not be read")
 	}
 	var req connectRequest
 	if err := decodeStrict(body, &req); err != nil {
-		return auth.Access{}, refuse(http.StatusBadRequest, "badRequest", `body: %v; send such as {"account":"alice@example.com","accounts":["team@example.com"]}`, err)
+		return auth.Access{}, "", refuse(http.StatusBadRequest, "badRequest", `body: %v; send such as {"account":"alice@example.com","accounts":["team@example.com"]}`, err)
 	}
-	access, err := req.access()
+	access, err = req.access()
 	if err != nil {
-		return auth.Access{}, refuse(http.StatusBadRequest, "badRequest", "body: %v", err)
+		return auth.Access{}, "", refuse(http.StatusBadRequest, "badRequest", "body: %v", err)
+	}
+	if address, err = req.address(); err != nil {
+		return auth.Access{}, "", refuse(http.StatusBadRequest, "badRequest", "body: %v", err)
 	}
 	access.Client, access.Expires = service, time.Now().Add(n.cfg.SessionTTL)
-	return access, nil
+	return access, address, nil
+}
+
+func (req *connectRequest) address() (string, error) {
+	if req.Address == "" {
+		return "", nil
+	}
+	addr, err := netip.ParseAddr(req.Address)
+	if err != nil {
+		return "", fmt.Errorf("address %.50q is not an IP address", req.Address)
+	}
+	return addr.WithZone("").Unmap().String(), nil
 }
 
 func (req *connectRequest) access() (auth.Access, error) {

@@ -205,6 +205,7 @@ func TestConnectRefuses(t *testing.T) {
 		{"unknown key inside", "POST", `{"account":"a","accounts":[{"account":"b","mailbox":"x"}]}`, []string{"Authorization", service}, 400, "badRequest", "mailbox"},
 		{"a number", "POST", `{"account":"a","accounts":[7]}`, []string{"Authorization", service}, 400, "badRequest", "body"},
 		{"too many accounts", "POST", `{"account":"a","accounts":[` + strings.Repeat(`"b",`, 300) + `"c"]}`, []string{"Authorization", service}, 400, "badRequest", "at most"},
+		{"no address", "POST", `{"account":"a","address":"mail.example.com"}`, []string{"Authorization", service}, 400, "badRequest", "not an IP address"},
 		{"too large", "POST", `{"account":"` + strings.Repeat("a", 100_000) + `"}`, []string{"Authorization", service}, 413, "tooLarge", "bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

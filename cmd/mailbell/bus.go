@@ -51,6 +51,7 @@ type fleetFlags struct {
 	probe     time.Duration
 	moves     float64
 	agent     string
+	proxies   []string
 }
 
 func (f *fleetFlags) register(fs *pflag.FlagSet) {
@@ -58,12 +59,16 @@ func (f *fleetFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.probe, "probe-interval", time.Second, "try each notifier's public address with a connection this often; -1s never")
 	fs.Float64Var(&f.moves, "move-rate", 200, "connections moved a second from full notifiers to empty ones; 0 none")
 	fs.StringVar(&f.agent, "agent", "", "listen on this `address` for load balancers that ask for a notifier's state (HAProxy's agent-check)")
+	fs.StringSliceVar(&f.proxies, "trusted-proxies", nil, "`networks` of the proxies in front of the gateway whose X-Forwarded-For or Forwarded says who the client is, such as 10.0.0.0/8")
 }
 
 func (f *fleetFlags) apply(cfg *bus.Config) error {
 	policy, err := placement.New(f.placement, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	if err != nil {
 		return fmt.Errorf("--%w", err)
+	}
+	if cfg.TrustedProxies, err = parseNetworks("--trusted-proxies", f.proxies); err != nil {
+		return err
 	}
 	cfg.Evenness = placement.EvennessOf(f.placement)
 	cfg.Placement, cfg.ProbeInterval, cfg.MovesPerSecond, cfg.AgentAddr = policy, f.probe, f.moves, f.agent

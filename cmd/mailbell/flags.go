@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -73,6 +74,21 @@ func drainFlag(fs *pflag.FlagSet, v *time.Duration, d time.Duration) {
 
 func nodeFlag(fs *pflag.FlagSet, v *string) {
 	fs.StringVar(v, "node", "", "`name` of this node, unique among its kind (default: host name and port)")
+}
+
+// parseNetworks reads the networks that a flag lists; an address is a network of one.
+func parseNetworks(flag string, texts []string) (networks []netip.Prefix, err error) {
+	for _, text := range texts {
+		network, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
+			network, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: want networks such as 10.0.0.0/8, or addresses", flag, text)
+		}
+		networks = append(networks, network)
+	}
+	return networks, nil
 }
 
 // keyFlags are who may listen and who may publish.

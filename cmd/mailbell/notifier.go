@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"time"
@@ -78,15 +77,9 @@ func (s *socketFlags) config(metrics prometheus.Gatherer) (notifier.Config, erro
 		Addr: s.sockets, PublicURL: s.publicURL, Limits: s.limits,
 		PingInterval: s.ping, PongTimeout: s.pong, PollInterval: s.poll, Shards: s.shards, MaxAge: s.maxAge, MoveAge: s.moveAge,
 	}
-	for _, text := range s.proxies {
-		network, err := netip.ParsePrefix(text)
-		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
-			network, err = netip.PrefixFrom(addr, addr.BitLen()), nil
-		}
-		if err != nil {
-			return cfg, fmt.Errorf("--proxy-protocol %q: want networks such as 10.0.0.0/8, or addresses", text)
-		}
-		cfg.ProxyProtocol = append(cfg.ProxyProtocol, network)
+	var err error
+	if cfg.ProxyProtocol, err = parseNetworks("--proxy-protocol", s.proxies); err != nil {
+		return cfg, err
 	}
 	if s.metric != "" {
 		cfg.CustomLoad = func() float64 { return metricSum(metrics, s.metric) }
