@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/loader"
@@ -96,7 +99,17 @@ func TestCompose(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for _, name := range []string{"notifier1", "notifier2", "notifier3"} {
+		checkNotifier(t, project, name)
+	}
+	if b := read(t, "../compose/Dockerfile"); !bytes.Contains(b, []byte("--chown=65532:65532 /spool /spool")) {
+		t.Error("the adapter's new volume belongs to root")
+	}
+	checkDashboards(t, project)
 	for name, s := range project.Services {
+		if s.Environment["MAILBELL_PROBE_INTERVAL"] != nil {
+			t.Errorf("%s: probes are off", name)
+		}
 		for _, p := range s.Ports {
 			if p.HostIP != "127.0.0.1" {
 				t.Errorf("%s: port %s is open to the network", name, p.Published)
@@ -109,6 +122,51 @@ func TestCompose(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// checkNotifier looks whether a notifier's public URL leads to where it listens, from this machine and in the network.
+func checkNotifier(t *testing.T, project *types.Project, name string) {
+	t.Helper()
+	s, err := project.GetService(name)
+	if err != nil || s.Environment["MAILBELL_PUBLIC_URL"] == nil || len(s.Ports) != 1 {
+		t.Fatalf("%s: %v, %v", name, err, s.Ports)
+	}
+	u, err := url.Parse(*s.Environment["MAILBELL_PUBLIC_URL"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := u.Port()
+	if s.Ports[0].Published != port || strconv.Itoa(int(s.Ports[0].Target)) != port || !slices.Contains(s.Command, ":"+port) {
+		t.Errorf("%s: clients are told port %s; it listens by %v and %v is published", name, port, s.Command, s.Ports[0])
+	}
+	if !strings.HasSuffix(u.Hostname(), ".localhost") || !slices.Contains(s.Networks["inside"].Aliases, u.Hostname()) {
+		t.Errorf("%s: bus nodes can't reach %s", name, u)
+	}
+}
+
+// checkDashboards looks whether Grafana's provider reads the folder where the dashboards are.
+func checkDashboards(t *testing.T, project *types.Project) {
+	t.Helper()
+	var config struct {
+		APIVersion int `json:"apiVersion"`
+		Providers  []struct {
+			Name    string            `json:"name"`
+			Options map[string]string `json:"options"`
+		} `json:"providers"`
+	}
+	strictly(t, read(t, "../compose/grafana-dashboards.yml"), &config)
+	grafana, err := project.GetService("grafana")
+	if err != nil || len(config.Providers) != 1 {
+		t.Fatalf("%v, %+v", err, config)
+	}
+	mounted := map[string]string{}
+	for _, v := range grafana.Volumes {
+		mounted[v.Target] = v.Source
+	}
+	dashboards, _ := filepath.Glob(filepath.Join(mounted[config.Providers[0].Options["path"]], "*.json"))
+	if len(dashboards) == 0 || mounted["/etc/grafana/provisioning/dashboards/mailbell.yml"] == "" {
+		t.Errorf("no dashboards at %v of %v", config.Providers, mounted)
 	}
 }
 
