@@ -2,6 +2,7 @@
 package deploy
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,31 @@ func TestNginxTakesIt(t *testing.T) {
 	}
 	if out, err := exec.Command(nginx, "-t", "-e", "stderr", "-c", config).CombinedOutput(); err != nil {
 		t.Errorf("nginx -t: %v\n%s", err, out)
+	}
+}
+
+// TestPolkitRules runs the rules as polkit does, which asks each whether a user may do something.
+func TestPolkitRules(t *testing.T) {
+	rules, err := os.ReadFile("systemd/50-mailbell.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const manage = "org.freedesktop.systemd1.manage-units"
+	for _, tt := range []struct{ action, user, unit, verb, want string }{
+		{manage, "mailbell-bus", "mailbell-notifier@notifier-12.service", "start", "yes"},
+		{manage, "mailbell-bus", "mailbell-notifier@notifier-12.service", "stop", "yes"},
+		{manage, "mailbell-bus", "mailbell-notifier@notifier-12.service", "restart", ""},
+		{manage, "mailbell-bus", "ssh.service", "stop", ""},
+		{manage, "mailbell-bus", "mailbell-notifier@notifier-1.service.evil.service", "start", ""},
+		{manage, "www-data", "mailbell-notifier@notifier-1.service", "stop", ""},
+		{"org.freedesktop.systemd1.manage-unit-files", "mailbell-bus", "mailbell-notifier@notifier-1.service", "start", ""},
+	} {
+		script := fmt.Sprintf("let rule; const polkit = {Result: {YES: 'yes'}, addRule: (f) => { rule = f; }};\n%s\nprocess.stdout.write(rule({id: %q, lookup: (k) => ({unit: %q, verb: %q})[k]}, {user: %q}) ?? '');",
+			rules, tt.action, tt.unit, tt.verb, tt.user)
+		out, err := exec.Command("node", "-e", script).CombinedOutput()
+		if err != nil || string(out) != tt.want {
+			t.Errorf("%+v: %q, %v", tt, out, err)
+		}
 	}
 }
 
