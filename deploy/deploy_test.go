@@ -32,6 +32,29 @@ func TestNginxTakesIt(t *testing.T) {
 	}
 }
 
+// TestPromtoolTakesCompose has promtool check the file that compose mounts, with the rules where they are here.
+func TestPromtoolTakesCompose(t *testing.T) {
+	b, err := os.ReadFile("compose/prometheus.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := filepath.Abs("prometheus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mounted = "/etc/prometheus/mailbell.rules.yml"
+	if !strings.Contains(string(b), mounted) {
+		t.Fatalf("no %s in %s", mounted, b)
+	}
+	file := filepath.Join(t.TempDir(), "prometheus.yml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(b), "/etc/prometheus", rules)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("promtool", "check", "config", file).CombinedOutput(); err != nil {
+		t.Errorf("promtool: %v\n%s", err, out)
+	}
+}
+
 // TestPolkitRules runs the rules as polkit does, which asks each whether a user may do something.
 func TestPolkitRules(t *testing.T) {
 	rules, err := os.ReadFile("systemd/50-mailbell.rules")

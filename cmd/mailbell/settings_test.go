@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -182,4 +183,43 @@ func writeFile(t *testing.T, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// TestDeployedSettings gives each part what deploy/ has for it: a key or a variable that no flag has is an error, and so is a value that
+// its flag does not take.
+func TestDeployedSettings(t *testing.T) {
+	t.Setenv("MAILBELL_CONFIG", "")
+	variables := regexp.MustCompile(`(?m)(MAILBELL_[A-Z_]+)[:=] *(?:"([^"]*)"|([^\s,}#]*))`)
+	var environ []string
+	for _, file := range []string{"compose/compose.yaml", "systemd/README.md"} {
+		b, err := os.ReadFile(filepath.Join("../../deploy", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range variables.FindAllStringSubmatch(string(b), -1) {
+			value := m[2] + m[3]
+			value, _, _ = strings.Cut(strings.ReplaceAll(value, "%d", "1"), `\n`)
+			environ = append(environ, m[1]+"="+value)
+		}
+	}
+	if len(environ) < 20 {
+		t.Fatalf("only %q", environ)
+	}
+	root := newRoot(terminal{})
+	for _, part := range []string{"bus", "notifier", "adapter"} {
+		cmd, _, err := root.Find([]string{part})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.ParseFlags([]string{"--config", "../../deploy/kubernetes/mailbell.yaml"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := applySettings(cmd, environ); err != nil {
+			t.Errorf("%s: %v", part, err)
+		}
+	}
+	bus, _, _ := root.Find([]string{"bus"})
+	if got := bus.Flag("trusted-proxies").Value.String(); got != "[10.0.0.0/8]" {
+		t.Errorf("bus trusts %s", got)
+	}
 }

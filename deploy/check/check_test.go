@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,61 +30,181 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	adapterconfig "sigs.k8s.io/prometheus-adapter/pkg/config"
 	"sigs.k8s.io/yaml"
 )
 
+// kustomization is what is used of kustomize's file.
+type kustomization struct {
+	APIVersion         string              `json:"apiVersion"`
+	Kind               string              `json:"kind"`
+	Namespace          string              `json:"namespace"`
+	Resources          []string            `json:"resources"`
+	Images             []map[string]string `json:"images"`
+	ConfigMapGenerator []struct {
+		Name  string   `json:"name"`
+		Files []string `json:"files"`
+	} `json:"configMapGenerator"`
+}
+
 // TestKubernetes decodes each manifest into its type; a field that the type does not have is an error.
 func TestKubernetes(t *testing.T) {
-	var kustomization struct {
-		APIVersion string              `json:"apiVersion"`
-		Kind       string              `json:"kind"`
-		Namespace  string              `json:"namespace"`
-		Resources  []string            `json:"resources"`
-		Images     []map[string]string `json:"images"`
+	var k kustomization
+	strictly(t, read(t, "../kubernetes/kustomization.yaml"), &k)
+	used := append([]string{"kustomization.yaml", "keda.yaml", "prometheus-adapter.yaml"}, k.Resources...)
+	configs := map[string]bool{}
+	for _, g := range k.ConfigMapGenerator {
+		configs[g.Name] = true
+		used = append(used, g.Files...)
+		for _, name := range g.Files {
+			read(t, "../kubernetes/"+name)
+		}
 	}
-	strictly(t, read(t, "../kubernetes/kustomization.yaml"), &kustomization)
 	files, err := filepath.Glob("../kubernetes/*.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		name := filepath.Base(f)
-		if name != "kustomization.yaml" && name != "keda.yaml" && !slices.Contains(kustomization.Resources, name) {
+		if name := filepath.Base(f); !slices.Contains(used, name) {
 			t.Errorf("%s is not in kustomization.yaml", name)
 		}
 	}
-	for _, name := range kustomization.Resources {
+	services := map[string]bool{}
+	for _, name := range k.Resources {
 		for i, doc := range bytes.Split(read(t, "../kubernetes/"+name), []byte("\n---\n")) {
-			var head struct {
-				APIVersion string `json:"apiVersion"`
-				Kind       string `json:"kind"`
-				Metadata   struct {
-					Namespace string `json:"namespace"`
-				} `json:"metadata"`
-			}
-			if err := yaml.Unmarshal(doc, &head); err != nil {
-				t.Fatalf("%s, %d: %v", name, i, err)
-			}
-			object := map[string]any{
-				"v1 Namespace": &corev1.Namespace{}, "v1 ConfigMap": &corev1.ConfigMap{}, "v1 Service": &corev1.Service{},
-				"apps/v1 Deployment": &appsv1.Deployment{}, "apps/v1 StatefulSet": &appsv1.StatefulSet{},
-				"policy/v1 PodDisruptionBudget":          &policyv1.PodDisruptionBudget{},
-				"networking.k8s.io/v1 NetworkPolicy":     &networkingv1.NetworkPolicy{},
-				"autoscaling/v2 HorizontalPodAutoscaler": &autoscalingv2.HorizontalPodAutoscaler{},
-			}[head.APIVersion+" "+head.Kind]
-			if object == nil {
-				t.Errorf("%s: %s %s is not known here", name, head.APIVersion, head.Kind)
-				continue
-			}
-			strictly(t, doc, object)
-			if head.Kind != "Namespace" && head.Metadata.Namespace != kustomization.Namespace {
-				t.Errorf("%s: %s is in namespace %q", name, head.Kind, head.Metadata.Namespace)
-			}
-			if s, ok := object.(*appsv1.StatefulSet); ok && *s.Spec.Template.Spec.TerminationGracePeriodSeconds <= 305 {
-				t.Errorf("%s: a notifier is killed before its drain is over", name)
+			switch object := decodeObject(t, name, i, doc, k.Namespace).(type) {
+			case *corev1.Service:
+				services[object.Name] = true
+			case *appsv1.Deployment:
+				checkPod(t, object.Name, object.Spec.Template.Spec, configs)
+			case *appsv1.StatefulSet:
+				checkPod(t, object.Name, object.Spec.Template.Spec, configs)
+				if *object.Spec.Template.Spec.TerminationGracePeriodSeconds <= 305 {
+					t.Errorf("%s: a notifier is killed before its drain is over", name)
+				}
 			}
 		}
 	}
+	for _, name := range used {
+		for _, match := range regexp.MustCompile(`([a-z-]+)\.`+k.Namespace+`\.svc`).FindAllSubmatch(read(t, "../kubernetes/"+name), -1) {
+			if !services[string(match[1])] {
+				t.Errorf("%s: there is no service %s", name, match[1])
+			}
+		}
+	}
+}
+
+func decodeObject(t *testing.T, name string, i int, doc []byte, namespace string) any {
+	t.Helper()
+	var head struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+		Metadata   struct {
+			Namespace string `json:"namespace"`
+		} `json:"metadata"`
+	}
+	if err := yaml.Unmarshal(doc, &head); err != nil {
+		t.Fatalf("%s, %d: %v", name, i, err)
+	}
+	object := map[string]any{
+		"v1 Namespace": &corev1.Namespace{}, "v1 Service": &corev1.Service{},
+		"apps/v1 Deployment": &appsv1.Deployment{}, "apps/v1 StatefulSet": &appsv1.StatefulSet{},
+		"policy/v1 PodDisruptionBudget":          &policyv1.PodDisruptionBudget{},
+		"networking.k8s.io/v1 NetworkPolicy":     &networkingv1.NetworkPolicy{},
+		"autoscaling/v2 HorizontalPodAutoscaler": &autoscalingv2.HorizontalPodAutoscaler{},
+	}[head.APIVersion+" "+head.Kind]
+	if object == nil {
+		t.Errorf("%s: %s %s is not known here", name, head.APIVersion, head.Kind)
+		return nil
+	}
+	strictly(t, doc, object)
+	if head.Kind != "Namespace" && head.Metadata.Namespace != namespace {
+		t.Errorf("%s: %s is in namespace %q", name, head.Kind, head.Metadata.Namespace)
+	}
+	return object
+}
+
+// checkPod looks whether what a pod's containers mount is there.
+func checkPod(t *testing.T, name string, pod corev1.PodSpec, configs map[string]bool) {
+	t.Helper()
+	volumes := map[string]bool{}
+	for _, v := range pod.Volumes {
+		volumes[v.Name] = true
+		if v.ConfigMap != nil && !configs[v.ConfigMap.Name] {
+			t.Errorf("%s: no generator makes the ConfigMap %s", name, v.ConfigMap.Name)
+		}
+	}
+	for _, c := range pod.Containers {
+		for _, m := range c.VolumeMounts {
+			if !volumes[m.Name] {
+				t.Errorf("%s: there is no volume %s", name, m.Name)
+			}
+		}
+	}
+}
+
+// TestAutoscaling: what Kubernetes' autoscaler asks for is what the adapter answers, within the API's limits, and KEDA is told the same.
+func TestAutoscaling(t *testing.T) {
+	var hpa autoscalingv2.HorizontalPodAutoscaler
+	strictly(t, read(t, "../kubernetes/autoscale.yaml"), &hpa)
+	var adapter adapterconfig.MetricsDiscoveryConfig
+	strictly(t, read(t, "../kubernetes/prometheus-adapter.yaml"), &adapter)
+	external := hpa.Spec.Metrics[0].External
+	rule := adapter.ExternalRules[0]
+	if external.Metric.Name != rule.Name.As || rule.Resources.Namespaced == nil || *rule.Resources.Namespaced {
+		t.Errorf("asked for %s; the answer is %+v", external.Metric.Name, rule)
+	}
+	query := strings.NewReplacer("<<.Series>>", rule.SeriesQuery, "{<<.LabelMatchers>>}", "").Replace(rule.MetricsQuery)
+	for _, policies := range [][]autoscalingv2.HPAScalingPolicy{hpa.Spec.Behavior.ScaleUp.Policies, hpa.Spec.Behavior.ScaleDown.Policies} {
+		for _, p := range policies {
+			if p.PeriodSeconds > 1800 {
+				t.Errorf("a period of %d s: the API takes 1800 at most", p.PeriodSeconds)
+			}
+		}
+	}
+	if s := *hpa.Spec.Behavior.ScaleDown.StabilizationWindowSeconds; s > 3600 {
+		t.Errorf("a window of %d s: the API takes 3600 at most", s)
+	}
+	keda := readScaledObject(t)
+	if keda.Spec.ScaleTargetRef != hpa.Spec.ScaleTargetRef || *keda.Spec.MinReplicaCount != *hpa.Spec.MinReplicas || *keda.Spec.MaxReplicaCount != hpa.Spec.MaxReplicas {
+		t.Errorf("keda.yaml scales %+v, autoscale.yaml %+v", keda.Spec, hpa.Spec)
+	}
+	if got := keda.Spec.Triggers[0].Metadata; got["query"] != query || got["threshold"] != strconv.FormatInt(external.Target.AverageValue.Value(), 10) {
+		t.Errorf("keda.yaml asks for %v, autoscale.yaml for %s and %s", got, query, external.Target.AverageValue)
+	}
+	if got := keda.Spec.Advanced.HorizontalPodAutoscalerConfig.Behavior; !reflect.DeepEqual(got, hpa.Spec.Behavior) {
+		t.Errorf("keda.yaml behaves as %+v, autoscale.yaml as %+v", got, hpa.Spec.Behavior)
+	}
+}
+
+// scaledObject is KEDA's resource, as far as it is used here (its apis/keda/v1alpha1); the module itself needs an older Kubernetes.
+type scaledObject struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		ScaleTargetRef  autoscalingv2.CrossVersionObjectReference `json:"scaleTargetRef"`
+		MinReplicaCount *int32                                    `json:"minReplicaCount"`
+		MaxReplicaCount *int32                                    `json:"maxReplicaCount"`
+		Advanced        struct {
+			HorizontalPodAutoscalerConfig struct {
+				Behavior *autoscalingv2.HorizontalPodAutoscalerBehavior `json:"behavior"`
+			} `json:"horizontalPodAutoscalerConfig"`
+		} `json:"advanced"`
+		Triggers []struct {
+			Type     string            `json:"type"`
+			Metadata map[string]string `json:"metadata"`
+		} `json:"triggers"`
+	} `json:"spec"`
+}
+
+func readScaledObject(t *testing.T) (s scaledObject) {
+	t.Helper()
+	strictly(t, read(t, "../kubernetes/keda.yaml"), &s)
+	if s.APIVersion != "keda.sh/v1alpha1" || s.Kind != "ScaledObject" || len(s.Spec.Triggers) == 0 {
+		t.Fatalf("keda.yaml holds %s %s with %d triggers", s.APIVersion, s.Kind, len(s.Spec.Triggers))
+	}
+	return s
 }
 
 // TestCompose loads the file as docker compose does: schema, anchors, references.
