@@ -178,7 +178,7 @@ func TestAutoscaling(t *testing.T) {
 	}
 }
 
-// scaledObject is KEDA's resource, as far as it is used here (its apis/keda/v1alpha1); the module itself needs an older Kubernetes.
+// scaledObject is KEDA's resource, as far as it is used here (its apis/keda/v1alpha1); its module does not build beside this Kubernetes.
 type scaledObject struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
