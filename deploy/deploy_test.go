@@ -3,32 +3,115 @@ package deploy
 
 import (
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
-func TestNginxTakesIt(t *testing.T) {
-	file, err := filepath.Abs("nginx/mailbell.conf")
+// nginxConfig writes a main file around deploy's, in which some texts are replaced by others.
+func nginxConfig(t *testing.T, replace ...string) (nginx, config string) {
+	t.Helper()
+	b, err := os.ReadFile("nginx/mailbell.conf")
 	if err != nil {
 		t.Fatal(err)
 	}
+	for i := 0; i < len(replace); i += 2 {
+		if !strings.Contains(string(b), replace[i]) {
+			t.Fatalf("nginx/mailbell.conf has no %q", replace[i])
+		}
+	}
 	dir := t.TempDir()
-	// Port 0 can't be tested; what listens is not opened by -t beyond binding.
 	main := "pid " + dir + "/pid;\nerror_log stderr;\nevents { }\nhttp { access_log off; client_body_temp_path " + dir + "/b; proxy_temp_path " + dir +
-		"/p; fastcgi_temp_path " + dir + "/f; uwsgi_temp_path " + dir + "/u; scgi_temp_path " + dir + "/s; include " + file + "; }\n"
-	config := filepath.Join(dir, "nginx.conf")
+		"/p; fastcgi_temp_path " + dir + "/f; uwsgi_temp_path " + dir + "/u; scgi_temp_path " + dir + "/s;\n" + strings.NewReplacer(replace...).Replace(string(b)) + "}\n"
+	config = filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(config, []byte(main), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	nginx := "nginx"
-	if _, err := exec.LookPath(nginx); err != nil {
-		nginx = "/usr/sbin/nginx"
+	if _, err := exec.LookPath("nginx"); err != nil {
+		return "/usr/sbin/nginx", config
 	}
+	return "nginx", config
+}
+
+func TestNginxTakesIt(t *testing.T) {
+	nginx, config := nginxConfig(t)
 	if out, err := exec.Command(nginx, "-t", "-e", "stderr", "-c", config).CombinedOutput(); err != nil {
 		t.Errorf("nginx -t: %v\n%s", err, out)
+	}
+}
+
+// TestNginxTriesTheNextGateway asks with POST where one of two gateways has nobody to hand out. The other one answers, and both are told
+// who asks.
+func TestNginxTriesTheNextGateway(t *testing.T) {
+	heard := make(chan string, 16)
+	gateway := func(status int) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			heard <- r.Header.Get("X-Forwarded-For")
+			w.WriteHeader(status)
+		}))
+		t.Cleanup(s.Close)
+		return s.Listener.Addr().String()
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := l.Addr().String()
+	l.Close()
+	nginx, config := nginxConfig(t, "listen 127.0.0.1:8443", "listen "+front,
+		"server 127.0.0.1:8480", "server "+gateway(http.StatusServiceUnavailable), "server 127.0.0.1:8580", "server "+gateway(http.StatusOK))
+	proxy := exec.Command(nginx, "-e", "stderr", "-c", config, "-g", "daemon off; master_process off;")
+	var said strings.Builder
+	proxy.Stderr = &said
+	if err := proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = proxy.Process.Kill()
+		_ = proxy.Wait()
+		if t.Failed() {
+			t.Log(said.String())
+		}
+	})
+	listens(t, front)
+	for range 4 {
+		resp, err := http.Post("http://"+front+"/v1/connect", "application/json", strings.NewReader(`{"account":"alice@example.com"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("status %d", resp.StatusCode)
+		}
+	}
+	if n := len(heard); n < 5 {
+		t.Errorf("the gateways were asked %d times: the one that refuses was not among them", n)
+	}
+	for range len(heard) {
+		if got := <-heard; got != "127.0.0.1" {
+			t.Errorf("a gateway heard of %q", got)
+		}
+	}
+}
+
+// listens waits until somebody does.
+func listens(t *testing.T, address string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) { // between two looks
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody listens on %s", address)
+		}
 	}
 }
 

@@ -140,16 +140,8 @@ func startFront(t *testing.T, nameServer, port string) string {
 			t.Log(said.String())
 		}
 	})
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) { // between two looks
-		conn, err := net.Dial("tcp", front)
-		if err == nil {
-			conn.Close()
-			return front
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("HAProxy does not listen")
-		}
-	}
+	listens(t, front)
+	return front
 }
 
 // proxied reads a header of PROXY protocol v2 and a request, refuses it as a notifier does, and says who asked for what.
