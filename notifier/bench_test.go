@@ -122,7 +122,7 @@ func (sh *shard) fill(fd int, account string) handle {
 }
 
 // deafSocket is a datagram socket whose peer reads nothing: what is sent is thrown away by the kernel.
-func deafSocket(b *testing.B) int {
+func deafSocket(b testing.TB) int {
 	b.Helper()
 	sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

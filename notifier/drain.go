@@ -46,13 +46,16 @@ func (sh *shard) sendAway(i uint32, c *slot, spread, grace time.Duration, reason
 	sh.pushControl(i, c, seal(sh.tmp, ws.OpText))
 }
 
-// closeAll closes what is still open.
+// closeAll closes what is still open, and refuses whose handshake is under way.
 func (sh *shard) closeAll(why *closing) {
 	sh.enter()
 	defer sh.leave()
 	for i := uint32(1); i < sh.slots.all.next; i++ {
-		if c := sh.slots.all.at(i); c.state == slotOpen {
+		switch c := sh.slots.all.at(i); c.state {
+		case slotOpen:
 			sh.fail(i, c, why)
+		case slotHead, slotChecking:
+			sh.refuse(i, c, refuseDrain)
 		}
 	}
 }

@@ -59,6 +59,7 @@ var (
 	refuseFull     = &refusal{503, "full", "this node holds as many connections as it may: ask the gateway again", 5}
 	refuseDrain    = &refusal{503, "draining", "this node is being drained: ask the gateway again", 1}
 	refuseBusy     = &refusal{503, "busy", "too many requests are under way, and this one did not come: connect again", 1}
+	refuseKeys     = &refusal{503, "keysBusy", "the token's key is not known here yet, and others wait for it already: connect again", 5}
 	refuseAddress  = &refusal{429, "perAddress", "too many connections from this address", 30}
 	refuseAccount  = &refusal{429, "perAccount", "too many connections of this account: close some", 30}
 
@@ -105,6 +106,7 @@ type gate struct {
 	origins auth.Origins
 	now     func() time.Time
 	admit   func() *refusal // nil: there is room
+	waits   chan struct{}   // room for those who wait for a key
 }
 
 // check verifies what the request brought. Without a ctx it does not wait, and
@@ -123,7 +125,14 @@ func (g *gate) check(ctx context.Context, r *applicant) (auth.Access, error) {
 	if ctx == nil {
 		return access, errWait
 	}
-	return g.keys.Verify(ctx, r.token)
+	// Invented keys must leave workers free for those who can be answered at once.
+	select {
+	case g.waits <- struct{}{}:
+		defer func() { <-g.waits }()
+		return g.keys.Verify(ctx, r.token)
+	default:
+		return auth.Access{}, refuseKeys
+	}
 }
 
 // view is b as a string, for a call that does not keep it.

@@ -163,14 +163,18 @@ func (r *rig) dialToken(token string) *client {
 // dialNarrow opens a WebSocket whose receive buffer is small from the start.
 func (r *rig) dialNarrow(account schema.Account) *client {
 	r.t.Helper()
-	c, err := r.dialBy(r.keys.token(r.t, auth.Claims{Account: account}), &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 2048) })
-	}})
+	c, err := r.dialBy(r.keys.token(r.t, auth.Claims{Account: account}), narrow())
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.conn.Close() })
 	return c
+}
+
+func narrow() *net.Dialer {
+	return &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 2048) })
+	}}
 }
 
 func (r *rig) tryDial(token string) (*client, error) { return r.dialBy(token, &net.Dialer{}) }

@@ -46,6 +46,8 @@ type names struct {
 	entries chunks[nameEntry]
 	free    nameID
 	count   int
+	holds   uint64 // of all names
+	wants   uint64
 	index   []nameID // a power of two; 0 is empty
 	arena   arena
 }
@@ -62,6 +64,7 @@ func (n *names) hold(name string, limit int) (nameID, bool) {
 		return 0, false
 	}
 	e.holds++
+	n.holds++
 	return id, true
 }
 
@@ -71,6 +74,7 @@ func (n *names) release(id nameID) {
 	defer n.mu.Unlock()
 	e := n.entries.at(uint32(id))
 	e.holds--
+	n.holds--
 	n.collect(id, e)
 }
 
@@ -85,6 +89,7 @@ func (n *names) want(name string, limit int) (nameID, bool) {
 		return 0, false
 	}
 	e.wants++
+	n.wants++
 	return id, true
 }
 
@@ -95,6 +100,7 @@ func (n *names) unwant(id nameID) (left uint32, asked uint32, name string) {
 	defer n.mu.Unlock()
 	e := n.entries.at(uint32(id))
 	e.wants--
+	n.wants--
 	if e.wants > 0 {
 		return e.wants, e.asked, ""
 	}
@@ -168,13 +174,7 @@ func (n *names) each(fn func(name string, asked *uint32)) {
 func (n *names) counts() (inUse int, holds, wants uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for i := uint32(1); i < n.entries.next; i++ {
-		if e := n.entries.at(i); e.size > 0 {
-			holds += uint64(e.holds)
-			wants += uint64(e.wants)
-		}
-	}
-	return n.count, holds, wants
+	return n.count, n.holds, n.wants
 }
 
 func (n *names) hash(name string) uint32 {

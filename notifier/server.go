@@ -58,7 +58,7 @@ func New(cfg Config) (*Server, error) {
 func newShared(cfg Config) *shared {
 	s := &shared{cfg: cfg, born: time.Now().Add(-headStart), accounts: newNames(), addrs: newNames(), inbox: newInbox()}
 	s.gate = &gate{node: cfg.NodeID, cookie: cfg.Cookie, keys: cfg.Keys, tickets: new(auth.TicketKeys),
-		origins: cfg.Origins, now: time.Now, admit: s.room}
+		origins: cfg.Origins, now: time.Now, admit: s.room, waits: make(chan struct{}, max(1, cfg.Workers/2))}
 	s.pool = newPool(s.gate, cfg.Workers)
 	s.admit = newAdmission(cfg.Limits, s.pool.late)
 	s.pool.relief = s.admit.tell

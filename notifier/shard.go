@@ -60,6 +60,9 @@ func (s *shared) tick() uint32 {
 	return uint32(time.Since(s.born)/(time.Second/ticksPerSecond)) + 1
 }
 
+// millis is the clock of slot.rate, which wraps.
+func (s *shared) millis() uint32 { return uint32(time.Since(s.born) / time.Millisecond) }
+
 // ticks is d rounded up.
 func ticks(d time.Duration) uint32 {
 	const tick = time.Second / ticksPerSecond
@@ -233,7 +236,7 @@ func (sh *shard) busy(c *slot) *extra { return sh.extras[c.extra] }
 // calm gives an open connection's extra back when nothing needs it.
 func (sh *shard) calm(c *slot) {
 	x := sh.busy(c)
-	if x == nil || c.state != slotOpen || len(x.in) > 0 || x.fragmented || len(x.out) > 0 {
+	if x == nil || c.state != slotOpen || len(x.in) > 0 || x.fragmented || c.flags&flagArmedOut != 0 {
 		return
 	}
 	sh.freeExtras(c)

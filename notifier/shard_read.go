@@ -1,6 +1,7 @@
 package notifier
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"time"
 	"unicode/utf8"
@@ -94,7 +95,13 @@ func (sh *shard) upgrade(h handle, c *slot, head, rest []byte) {
 	x := sh.extra(c) // for who may take over meanwhile
 	x.in = append(append(sh.buffers.get(len(head)+len(rest)), head...), rest...)
 	sh.poll.Mod(int(c.fd), 0) // what follows waits in the kernel; only HUP and ERR are told
-	sh.pool.submit(job{shard: sh, h: h, head: append([]byte(nil), head...), rest: append([]byte(nil), rest...)})
+	sh.submit(h, head, rest)
+}
+
+// submit gives the pool a copy: the buffer that the request came in is used again when its handshake has been decided,
+// before the bytes that followed it are looked at.
+func (sh *shard) submit(h handle, head, rest []byte) {
+	sh.pool.submit(job{shard: sh, h: h, head: bytes.Clone(head), rest: bytes.Clone(rest)})
 }
 
 // finishJob is called by a worker when the handshake has been decided.
@@ -133,7 +140,7 @@ func (sh *shard) finish(h handle, c *slot, response []byte, access auth.Access, 
 	sh.admit.done()
 	sh.freeExtras(c)
 	c.state = slotOpen
-	c.born = sh.tick()
+	c.born, c.rate = sh.tick(), sh.millis()
 	sh.open.Add(1)
 	sh.metrics.handshakes.WithLabelValues("ok").Inc()
 	if len(access.Grants) != 1 || access.Grants[0].Account != access.Subject || access.Grants[0].Mailboxes != nil {
@@ -326,7 +333,7 @@ func (sh *shard) quietAt(interval time.Duration) uint32 {
 // inRate is the generic cell rate algorithm: a frame is due 1/FrameRate after the one before, and may come
 // FrameBurst of these early.
 func (sh *shard) inRate(c *slot) bool {
-	now := uint32(time.Since(sh.born) / time.Millisecond)
+	now := sh.millis()
 	step := uint32(max(1, 1000/sh.cfg.FrameRate))
 	slack := step * uint32(sh.cfg.FrameBurst)
 	ahead := c.rate - now

@@ -64,10 +64,15 @@ type delivery struct {
 	frame   []byte // built once for all
 }
 
-// deliver sends events to all that want them, in order.
+// deliverTurn is how many subscriptions are looked at before the shard's other users have their turn.
+const deliverTurn = 256
+
+// deliver sends events to all that want them, in order. Only the hub, which is here, adds subscriptions, so that while
+// mu is given back some can go, but none can come.
 func (sh *shard) deliver(batch []delivery) {
 	sh.enter()
 	defer sh.leave()
+	left := deliverTurn
 	for k := range batch {
 		d := &batch[k]
 		var mailbox, old schema.Mailbox
@@ -87,6 +92,14 @@ func (sh *shard) deliver(batch []delivery) {
 				}
 			}
 			n = next
+			if left--; left == 0 {
+				left = deliverTurn
+				sh.leave()
+				sh.enter()
+				if n != 0 && sh.subs.all.at(n).account != d.account { // it has gone: by the floors nobody gets it twice
+					n = sh.subs.first(d.account)
+				}
+			}
 		}
 	}
 }

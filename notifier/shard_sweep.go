@@ -103,7 +103,11 @@ func (sh *shard) overdue(i uint32, c *slot, now uint32) {
 	x := sh.busy(c)
 	switch c.state {
 	case slotHead, slotChecking:
-		if past(x.until, now) {
+		switch {
+		case !past(x.until, now):
+		case c.state == slotChecking: // the client has done its part
+			sh.refuse(i, c, refuseKeys)
+		default:
 			sh.refuse(i, c, refuseSlow)
 		}
 	case slotLingering:
@@ -173,15 +177,16 @@ func (sh *shard) silent(i uint32, c *slot) {
 	case c.flags&flagLeaving != 0:
 		sh.fail(i, c, &closeMoved)
 		return
+	case c.flags&flagArmedOut != 0:
+		// A ping would wait behind what is parked, and its pong behind that: WriteTimeout judges who takes nothing.
+		c.quiet = sh.tick() + ticks(sh.cfg.PongTimeout)
+		return
 	case c.flags&flagPinged != 0:
 		sh.fail(i, c, &closeSilent)
 		return
 	}
 	c.flags |= flagPinged
 	c.quiet = sh.tick() + ticks(sh.cfg.PongTimeout)
-	if x := sh.busy(c); x != nil && len(x.out) > 0 {
-		return // what is parked is question enough
-	}
 	sh.metrics.pings.Inc()
 	sh.tmp = append(sh.tmp[:0], 0x89, 0) // RFC 6455, section 5.5.2
 	sh.pushControl(i, c, sh.tmp)

@@ -24,28 +24,46 @@ func sendSocket(fd int32, b []byte) (int, error) {
 	}
 }
 
-// sendOrPark sends a frame to a connection without backlog, parks what the socket does not take, and reports
-// whether the socket still works.
-func (sh *shard) sendOrPark(i uint32, c *slot, frame []byte) (parked, ok bool) {
+// send sends of a frame to a connection without backlog what its socket takes, and reports whether the socket still works.
+func (sh *shard) send(i uint32, c *slot, frame []byte) (n int, ok bool) {
 	n, err := sendSocket(c.fd, frame)
-	if n == len(frame) {
-		return false, true
-	}
 	if err != nil && err != unix.EAGAIN {
 		sh.doom(i, c, endPeer)
-		return false, false
+		return 0, false
 	}
+	return n, true
+}
+
+// park keeps what the socket did not take of a frame, which has been reserved; begun says that it took some.
+func (sh *shard) park(i uint32, c *slot, rest []byte, begun bool) {
+	x := sh.blocked(i, c)
+	if begun {
+		x.partial = len(rest)
+	}
+	x.out = append(sh.buffers.get(len(rest)), rest...)
+}
+
+// blocked notes that the socket is full: EPOLLOUT tells when to go on, and who takes nothing until then has stalled.
+func (sh *shard) blocked(i uint32, c *slot) *extra {
 	x := sh.extra(c)
-	if n > 0 {
-		x.partial = len(frame) - n
+	if c.flags&flagArmedOut == 0 {
+		c.flags |= flagArmedOut
+		sh.poll.Mod(int(c.fd), pollOut)
 	}
-	x.out = append(sh.buffers.get(len(frame)-n), frame[n:]...)
-	sh.backlog.Add(int64(len(x.out)))
-	x.stalled = sh.tick() + ticks(sh.cfg.WriteTimeout)
-	sh.setDue(i, x.stalled)
-	c.flags |= flagArmedOut
-	sh.poll.Mod(int(c.fd), pollOut)
-	return true, true
+	if x.stalled == 0 {
+		x.stalled = sh.tick() + ticks(sh.cfg.WriteTimeout)
+		sh.setDue(i, x.stalled)
+	}
+	return x
+}
+
+// reserve counts bytes that are about to be parked, unless all shards together would have more than they may.
+func (sh *shard) reserve(n int) bool {
+	if sh.backlog.Add(int64(n)) > int64(sh.cfg.TotalBacklog) {
+		sh.backlog.Add(-int64(n))
+		return false
+	}
+	return true
 }
 
 // setBacklog changes the length of the backlog, counting it.
@@ -54,24 +72,37 @@ func (sh *shard) setBacklog(x *extra, n int) {
 	x.out = x.out[:n]
 }
 
-// pushControl sends what is no event: it is never dropped, and a client that lets twice the backlog
-// of answers pile up is closed.
+// pushControl sends what is no event: it is never dropped. Where twice the client's backlog, or that of all, has no room
+// for it, the client's own events make room; if that is not enough, its connection ends.
 func (sh *shard) pushControl(i uint32, c *slot, frame []byte) {
 	x := sh.busy(c)
 	if x == nil || len(x.out) == 0 {
-		sh.sendOrPark(i, c, frame)
+		n, ok := sh.send(i, c, frame)
+		switch {
+		case !ok || n == len(frame):
+		case sh.reserve(len(frame) - n):
+			sh.park(i, c, frame[n:], n > 0)
+		default:
+			sh.doom(i, c, endUnread)
+		}
 		return
 	}
-	if len(x.out)+len(frame) > 2*sh.cfg.Backlog {
+	if sh.queue(x, frame, 2*sh.cfg.Backlog) {
+		return
+	}
+	sh.overflow(c, x)
+	if !sh.queue(x, frame, 2*sh.cfg.Backlog) {
 		sh.doom(i, c, endUnread)
-		return
 	}
-	sh.queue(x, frame)
 }
 
-func (sh *shard) queue(x *extra, frame []byte) {
+// queue parks a frame behind what is parked, if there is room for it.
+func (sh *shard) queue(x *extra, frame []byte, limit int) bool {
+	if len(x.out)+len(frame) > limit || !sh.reserve(len(frame)) {
+		return false
+	}
 	x.out = sh.buffers.add(x.out, frame)
-	sh.backlog.Add(int64(len(frame)))
+	return true
 }
 
 // pushEvent sends an event of subscription n, or parks it behind what is parked. Past the caps the
@@ -84,23 +115,38 @@ func (sh *shard) pushEvent(i uint32, c *slot, n uint32, frame []byte) {
 	}
 	x := sh.busy(c)
 	if x == nil || len(x.out) == 0 {
-		parked, ok := sh.sendOrPark(i, c, frame)
-		if parked {
-			s.filter |= subQueued
-		}
-		if ok {
-			sh.metrics.eventsOut.Inc()
-		}
+		sh.pushFirst(i, c, s, frame)
 		return
 	}
-	if len(x.out)+len(frame) > sh.cfg.Backlog || sh.backlog.Load()+int64(len(frame)) > int64(sh.cfg.TotalBacklog) {
-		s.filter |= subQueued
+	s.filter |= subQueued
+	if !sh.queue(x, frame, sh.cfg.Backlog) {
 		sh.metrics.dropped.Inc()
 		sh.overflow(c, x)
 		return
 	}
-	s.filter |= subQueued
-	sh.queue(x, frame)
+	sh.metrics.eventsOut.Inc()
+}
+
+// pushFirst is pushEvent where nothing is parked.
+func (sh *shard) pushFirst(i uint32, c *slot, s *sub, frame []byte) {
+	n, ok := sh.send(i, c, frame)
+	switch left := len(frame) - n; {
+	case !ok:
+		return
+	case left == 0:
+	case n == 0 && left > sh.cfg.Backlog, !sh.reserve(left):
+		if n > 0 { // what has been begun can't be taken back
+			sh.doom(i, c, endUnread)
+			return
+		}
+		s.filter |= subMissed
+		sh.metrics.dropped.Inc()
+		sh.blocked(i, c)
+		return
+	default:
+		sh.park(i, c, frame[n:], n > 0)
+		s.filter |= subQueued
+	}
 	sh.metrics.eventsOut.Inc()
 }
 

@@ -70,8 +70,12 @@ func TestNamesModel(t *testing.T) {
 			}
 		}
 	}
-	if inUse, _, _ := n.counts(); inUse != len(have) {
-		t.Errorf("%d names, want %d", inUse, len(have))
+	var allHolds, allWants uint64
+	for _, m := range have {
+		allHolds, allWants = allHolds+uint64(m.holds), allWants+uint64(m.wants)
+	}
+	if inUse, holds, wants := n.counts(); inUse != len(have) || holds != allHolds || wants != allWants {
+		t.Errorf("%d names with %d holds and %d wants, want %d, %d and %d", inUse, holds, wants, len(have), allHolds, allWants)
 	}
 	for name, m := range have {
 		for ; m.holds > 0; m.holds-- {

@@ -311,7 +311,7 @@ func (sh *shard) freeze() {
 // tell adds all connections. The caller has frozen the shard.
 func (sh *shard) tell(b *handBatchOf) error {
 	now := sh.tick()
-	ms := uint32(time.Since(sh.born) / time.Millisecond)
+	ms := sh.millis()
 	var m movedConn
 	for i := uint32(1); i < sh.slots.all.next; i++ {
 		c := sh.slots.all.at(i)

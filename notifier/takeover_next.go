@@ -368,7 +368,7 @@ func (sh *shard) settle(m *movedConn) {
 	}
 	if c.state == slotChecking {
 		end := headEnd(m.in, 0)
-		sh.pool.submit(job{shard: sh, h: h, head: m.in[:end], rest: m.in[end:]})
+		sh.submit(h, m.in[:end], m.in[end:])
 	}
 	sh.settleOps(h, c, m)
 }
@@ -376,7 +376,7 @@ func (sh *shard) settle(m *movedConn) {
 func (sh *shard) settleOpen(i uint32, c *slot, m *movedConn) {
 	now := sh.tick()
 	c.expires, c.quiet, c.born = later(m.expires, now), later(m.quiet, now), now-min(m.age, now)
-	c.rate = uint32(time.Since(sh.born)/time.Millisecond) + min(m.ahead, math.MaxInt32)
+	c.rate = sh.millis() + min(m.ahead, math.MaxInt32)
 	if c.flags&flagGrants != 0 {
 		if sh.grants == nil {
 			sh.grants = make(map[uint32]auth.Access)
