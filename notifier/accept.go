@@ -149,6 +149,10 @@ func listen(cfg Config) (fd int, addr net.Addr, err error) {
 	return fd, l.Addr(), nil
 }
 
+// notSent is how many bytes a client that does not read may have waiting in the kernel, beyond what is on its way to it: by
+// itself the kernel keeps 2.5 MB and more for each, which no limit here counts. It is the longest event's size.
+const notSent = 64 << 10
+
 func setOptions(fd int, cfg Config) error {
 	options := []struct{ level, name, value int }{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
@@ -157,6 +161,7 @@ func setOptions(fd int, cfg Config) error {
 		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 30},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
 		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(cfg.WriteTimeout / time.Millisecond)},
+		{unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent},
 	}
 	for _, o := range options {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {

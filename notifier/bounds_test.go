@@ -161,7 +161,7 @@ func TestInventedKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.dialRaw("GET /v1/ws?ticket=" + ticket + " HTTP/1.1\r\n" + upgradeHeaders + "Sec-WebSocket-Protocol: mailbell.v1\r\n\r\n").subscribe("1", "t")
+	r.dialRaw("GET /v1/ws?ticket="+ticket+" HTTP/1.1\r\n"+upgradeHeaders+"Sec-WebSocket-Protocol: mailbell.v1\r\n\r\n").subscribe("1", "t")
 	close(keys.release)
 }
 
@@ -310,4 +310,29 @@ func TestRateAtWrap(t *testing.T) {
 		}
 	}
 	sh.drop(j.h.index(), c, endStop)
+}
+
+// The kernel keeps no more than a bounded part of what a client does not read: the rest is parked here, where it counts.
+func TestKernelKeepsLittle(t *testing.T) {
+	r := start(t, func(c *Config) { c.WriteTimeout = time.Hour })
+	const a = "alice@example.com"
+	deaf := r.dialNarrow(a)
+	deaf.subscribe("1", a)
+	big := event(a, strings.Repeat("m", 900), "e")
+	sent := 0
+	for r.backlog.Load() == 0 {
+		sent += len(big)
+		before := r.metrics.eventsOut.Load()
+		r.bus.publish(a, big)
+		eventually(t, "it is sent", func() bool { return r.metrics.eventsOut.Load() > before })
+		if sent > 4*notSent {
+			t.Fatalf("the kernel has taken %d bytes", sent)
+		}
+	}
+	t.Logf("the kernel took %d bytes", sent)
+	r.slotOf(a, func(_ *shard, _ uint32, c *slot) {
+		if n, err := unix.GetsockoptInt(int(c.fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); err != nil || n != notSent {
+			t.Errorf("TCP_NOTSENT_LOWAT is %d %v", n, err)
+		}
+	})
 }

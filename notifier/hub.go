@@ -2,6 +2,8 @@ package notifier
 
 import (
 	"context"
+	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +52,7 @@ func newHub(s *shared, shards []*shard) *hub {
 		later: make(map[handle]bool)}
 	h.core = newCore(h, s.accounts, s.cfg.OwnerTimeout)
 	h.load.start()
+	h.calm = newCalm()
 	return h
 }
 
@@ -57,6 +60,8 @@ func newHub(s *shared, shards []*shard) *hub {
 func (h *hub) run(ctx context.Context) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
+	var trims sync.WaitGroup
+	defer trims.Wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -72,7 +77,9 @@ func (h *hub) run(ctx context.Context) {
 			h.tellLater()
 			h.tellLoad(now)
 			h.metrics.traffic.hold(h.open.Load(), now)
-			h.calm.tick(h.metrics.accepts.Load() + h.metrics.eventsOut.Load()/16)
+			if h.calm.tick(h.metrics.accepts.Load() + h.metrics.eventsOut.Load()/16) {
+				trims.Go(debug.FreeOSMemory) // takes its time, and no event waits for it
+			}
 		}
 		h.handleOps()
 		h.flushEvents()

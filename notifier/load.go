@@ -3,7 +3,6 @@ package notifier
 import (
 	"bytes"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -68,23 +67,35 @@ func residentBytes() uint64 {
 	return pages * uint64(os.Getpagesize())
 }
 
-// calm gives memory back to the system after a storm: what the handshakes of thousands left behind is garbage that
-// the collector, in a process that has become idle, would keep for long.
+// calm says when to give memory back to the system after a storm: what the handshakes of thousands left behind is
+// garbage that the collector, in a process that has become idle, would keep for long. Seconds are its ticks.
 type calm struct {
+	after, every int // seconds of calm before a trim, and from one to the next
+
 	last, trimmed uint64 // work done at the last tick, and at the last trim
+	quiet, since  int    // seconds of calm so far, and since the last trim
 }
 
 const (
-	calmWork  = 50  // at most in a second that counts as calm
-	calmAfter = 200 // work that leaves something to give back
+	calmWork    = 50  // at most in a second that counts as calm
+	calmLeft    = 200 // work that leaves something to give back
+	calmSeconds = 10  // a lull is no calm: the next storm would have to ask for the memory again
+	calmEvery   = 60
 )
 
-// tick is called every second with all work done so far.
-func (c *calm) tick(work uint64) {
-	quiet := work-c.last <= calmWork
-	c.last = work
-	if quiet && work-c.trimmed >= calmAfter {
-		c.trimmed = work
-		debug.FreeOSMemory()
+func newCalm() calm { return calm{after: calmSeconds, every: calmEvery, since: calmEvery} }
+
+// tick is called every second with all work done so far, and reports whether to give memory back now.
+func (c *calm) tick(work uint64) (trim bool) {
+	c.since++
+	c.quiet++
+	if work-c.last > calmWork {
+		c.quiet = 0
 	}
+	c.last = work
+	if c.quiet < c.after || c.since < c.every || work-c.trimmed < calmLeft {
+		return false
+	}
+	c.trimmed, c.since = work, 0
+	return true
 }
