@@ -20,6 +20,7 @@ type fleetConfig struct {
 	NotifierArgs []string // more flags of the notifiers
 	NotifierEnv  []string
 	Within       *netns // nil = the machine's own network
+	PublishKeys  bool   // the servers fetch the key from a keyServer
 	Disposable   bool   // to be the first that the kernel ends when memory runs out
 	Progress     Progress
 }
@@ -32,12 +33,15 @@ type fleet struct {
 	run          uint32
 	topic        string
 	keyFile      string
+	keySource    string     // what the servers are told: the file, or a URL
+	keys         *keyServer // nil: keyFile is the source
 	serviceToken string
 	brokers      []string
 	gateway      string // base URL
 	log, bus     *process
 	notifiers    []*process
 	sockets      []string // host:port of each notifier
+	ops          []string // and of its metrics
 }
 
 // newFleet starts the servers and waits until they are ready, for as long as ctx allows.
@@ -62,8 +66,7 @@ func newFleet(ctx context.Context, cfg fleetConfig) (*fleet, error) {
 }
 
 func (f *fleet) start(ctx context.Context, cfg fleetConfig) error {
-	s := site{keyFile: f.keyFile}
-	if err := s.writeKey(); err != nil {
+	if err := f.makeKey(cfg); err != nil {
 		return err
 	}
 	if err := f.startLog(ctx); err != nil {
@@ -77,7 +80,7 @@ func (f *fleet) start(ctx context.Context, cfg fleetConfig) error {
 		sockets = anyPort
 	}
 	for i := range cfg.Notifiers {
-		args := append([]string{"notifier", "--bus", f.linkAddr(), "--sockets", sockets, "--jwt-keys", f.keyFile, "--node", fmt.Sprintf("n%d", i+1),
+		args := append([]string{"notifier", "--bus", f.linkAddr(), "--sockets", sockets, "--jwt-keys", f.keySource, "--node", fmt.Sprintf("n%d", i+1),
 			"--max-per-address", "-1", "--drain", "0s", "--ops", anyPort, "--log-format", "json"}, cfg.NotifierArgs...)
 		p, err := f.child(cfg.NotifierEnv, fmt.Sprintf("notifier-%d", i+1), args...)
 		if err != nil {
@@ -97,9 +100,20 @@ func (f *fleet) start(ctx context.Context, cfg fleetConfig) error {
 		if err != nil {
 			return err
 		}
-		f.sockets = append(f.sockets, address(ready, "sockets"))
+		f.sockets, f.ops = append(f.sockets, address(ready, "sockets")), append(f.ops, address(ready, "ops"))
 	}
 	_, err := f.bus.logged(ctx, "ready")
+	return err
+}
+
+func (f *fleet) makeKey(cfg fleetConfig) (err error) {
+	if !cfg.PublishKeys {
+		f.keySource = f.keyFile
+		return (&site{keyFile: f.keyFile}).writeKey()
+	}
+	if f.keys, err = newKeyServer(f.keyFile); err == nil {
+		f.keySource = f.keys.url
+	}
 	return err
 }
 
@@ -134,7 +148,7 @@ func (f *fleet) startBus(ctx context.Context) error {
 		return fmt.Errorf("write the bench's service tokens: %w", err)
 	}
 	f.bus, err = f.child(nil, "bus", "bus", "--brokers", strings.Join(f.brokers, ","), "--topic", f.topic, "--partitions", "16", "--create-topic=false",
-		"--link", anyPort, "--http", anyPort, "--jwt-keys", f.keyFile, "--service-tokens", tokens, "--ops", anyPort, "--log-format", "json")
+		"--link", anyPort, "--http", anyPort, "--jwt-keys", f.keySource, "--service-tokens", tokens, "--ops", anyPort, "--log-format", "json")
 	if err != nil {
 		return err
 	}
@@ -173,5 +187,8 @@ func (f *fleet) at(host string) []string {
 // stop ends every process and removes the folder.
 func (f *fleet) stop() {
 	f.processes.kill()
+	if f.keys != nil {
+		f.keys.close()
+	}
 	_ = os.RemoveAll(f.dir)
 }

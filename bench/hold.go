@@ -139,8 +139,17 @@ type HoldResult struct {
 	Examples               []string           `json:"lostExamples,omitempty"`
 }
 
+// What is promised of memory, from so many connections on: with fewer, what a process is anyway weighs more.
+const (
+	mostHoldBytes = 300
+	promisedFrom  = 15_000
+)
+
 // Broken says whether a promise was broken.
 func (r HoldResult) Broken() error {
+	if r.Connections >= promisedFrom && r.UserBytesPerConnection > mostHoldBytes {
+		return fmt.Errorf("bench hold: %.1f bytes per connection, %d are promised", r.UserBytesPerConnection, mostHoldBytes)
+	}
 	if r.Lost > 0 || r.Misordered > 0 || r.Closed > 0 {
 		return fmt.Errorf("bench hold: %d events lost, %d out of order, %d connections lost", r.Lost, r.Misordered, r.Closed)
 	}
@@ -149,13 +158,14 @@ func (r HoldResult) Broken() error {
 
 // hold is a running bench.
 type hold struct {
-	cfg     HoldConfig
-	fleet   *fleet
-	clients []*holdClient
-	store   *process
-	result  HoldResult
-	before  holdMemory
-	started time.Time
+	cfg      HoldConfig
+	fleet    *fleet
+	clients  []*holdClient
+	store    *process
+	result   HoldResult
+	before   holdMemory
+	started  time.Time
+	measured time.Time // when before was
 }
 
 // Hold runs the bench. Everything that it started has ended when it returns, and every setting is what it was.

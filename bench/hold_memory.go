@@ -101,11 +101,17 @@ func socketCaches() int64 {
 	return total
 }
 
-// calm waits until the notifiers give no more memory back.
-func (h *hold) calm(ctx context.Context) (holdMemory, error) {
-	patience := 5 * time.Second
+// A notifier gives memory back after trimAfter of calm, and again after trimEvery at the earliest.
+const (
+	trimAfter = 10 * time.Second
+	trimEvery = time.Minute
+)
+
+// calm waits until the notifiers give no more memory back, of which the last time was before `last`.
+func (h *hold) calm(ctx context.Context, last time.Time) (holdMemory, error) {
+	patience := trimAfter + 3*time.Second
 	if h.cfg.Connections < 1000 {
-		patience = 500 * time.Millisecond // nothing that is worth waiting for
+		patience, last = 500*time.Millisecond, time.Time{} // nothing that is worth waiting for
 	}
 	least, since := int64(1)<<62, time.Now()
 	for {
@@ -117,7 +123,7 @@ func (h *hold) calm(ctx context.Context) (holdMemory, error) {
 			since = time.Now()
 		}
 		least = min(least, m.notifiers)
-		if time.Since(since) > patience {
+		if time.Since(since) > patience && time.Since(last) > trimEvery+patience {
 			return m, nil
 		}
 		h.cfg.Progress.say("waiting until memory is calm: notifiers %d MiB", m.notifiers>>20)
@@ -128,12 +134,13 @@ func (h *hold) calm(ctx context.Context) (holdMemory, error) {
 }
 
 func (h *hold) measureBefore(ctx context.Context) (err error) {
-	h.before, err = h.calm(ctx)
+	h.before, err = h.calm(ctx, time.Time{})
+	h.measured = time.Now()
 	return err
 }
 
 func (h *hold) measureAfter(ctx context.Context) error {
-	m, err := h.calm(ctx)
+	m, err := h.calm(ctx, h.measured)
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,17 @@ type PushResult struct {
 	BareSendRounds    []float64 `json:"bareSendRounds"`
 }
 
+// leastPush is the share of a bare loop's rate that is promised.
+const leastPush = 0.9
+
+// Broken says whether the promise was broken.
+func (r PushResult) Broken() error {
+	if r.Ratio < leastPush {
+		return fmt.Errorf("bench push: %.3f of the bare loop's rate, %.1f is promised", r.Ratio, leastPush)
+	}
+	return nil
+}
+
 // push is a running bench.
 type push struct {
 	cfg   PushConfig

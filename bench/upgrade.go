@@ -47,6 +47,21 @@ type UpgradeResult struct {
 	Ratio   float64     `json:"ratio"`
 }
 
+// What is promised of the handshake.
+const (
+	leastUpgradeRatio = 5.3
+	mostUpgradeAllocs = 1
+)
+
+// Broken says whether the promise was broken.
+func (r UpgradeResult) Broken() error {
+	if r.Ratio < leastUpgradeRatio || r.Ours.AllocsPerOp > mostUpgradeAllocs {
+		return fmt.Errorf("bench upgrade: %.1f times as fast as net/http with %.1f allocations, %.1f times with at most %d is promised",
+			r.Ratio, r.Ours.AllocsPerOp, leastUpgradeRatio, mostUpgradeAllocs)
+	}
+	return nil
+}
+
 const upgradeHead = "GET " + schema.SocketPath + " HTTP/1.1\r\nHost: mail.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n" +
 	"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: " + schema.Subprotocol + "\r\nOrigin: https://mail.example.com\r\n\r\n"
 

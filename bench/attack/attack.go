@@ -39,6 +39,7 @@ type Config struct {
 type Report struct {
 	Attempts int64  `json:"attempts"` // connections, or frames where that is what it floods with
 	Open     int64  `json:"open"`     // connections now
+	Entered  int64  `json:"entered"`  // of the clients, who has been let in at least once
 	Failed   int64  `json:"failed"`   // connections that the notifier did not take
 	Problem  string `json:"problem,omitempty"`
 	Final    bool   `json:"final,omitempty"`
@@ -48,8 +49,18 @@ type Report struct {
 type Attack struct {
 	Name        string
 	What        string
-	Connections int  // at once, at full size
-	NeedsEvents bool // events for the accounts that it subscribes to
+	Connections int      // at once, at full size
+	AtLeast     int      // however small the scale is
+	Accounts    uint32   // that its clients have; 0 = each its own
+	Effect      []string // the notifier's metrics of which at least one grows, or it was no attack
+	Sets        bool     // nothing is measured before the effect is there
+
+	// What it needs of the bench.
+	NeedsEvents bool // for the accounts that it subscribes to
+	OneAddress  bool // it comes from one address, and has more connections than one may have
+	FewFiles    bool // descriptors for most of its connections, not for all
+	SlowKeys    bool // the source of keys takes long
+	AllEnter    bool // each client has to be let in
 	run         func(*attacker, context.Context, int)
 }
 
@@ -72,6 +83,7 @@ type attacker struct {
 
 	attempts, open, failed atomic.Int64
 	problem                atomic.Value
+	entered                []atomic.Bool // by client
 
 	mu     sync.Mutex
 	minter *swarm.Minter // guarded by mu
@@ -128,12 +140,19 @@ func (a *attacker) prepare() (err error) {
 	if !a.target.Addr().IsLoopback() {
 		return errors.New("the target must be on loopback")
 	}
+	a.entered = make([]atomic.Bool, a.cfg.Connections)
 	a.minter, err = swarm.NewMinter(a.cfg.KeyFile)
 	return err
 }
 
 func (a *attacker) report(final bool) Report {
-	r := Report{Attempts: a.attempts.Load(), Open: a.open.Load(), Failed: a.failed.Load(), Final: final}
+	entered := int64(0)
+	for i := range a.entered {
+		if a.entered[i].Load() {
+			entered++
+		}
+	}
+	r := Report{Entered: entered, Attempts: a.attempts.Load(), Open: a.open.Load(), Failed: a.failed.Load(), Final: final}
 	r.Problem, _ = a.problem.Load().(string)
 	return r
 }
@@ -169,14 +188,21 @@ type client struct {
 	stop func() bool // forgets about the end of the attack
 }
 
-// dial connects from a loopback address that it shares with 200 others.
+// dial connects from a loopback address that it shares with 200 others, or with all.
 func (a *attacker) dial(ctx context.Context, i int) (*client, error) {
+	from := net.IPv4(127, 66, byte(i/200/200), byte(1+i/200%200))
+	if a.attack.OneAddress {
+		from = net.IPv4(127, 67, 0, 1)
+	}
 	d := net.Dialer{
 		Timeout:   10 * time.Second,
-		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 66, byte(i/200/200), byte(1+i/200%200))},
+		LocalAddr: &net.TCPAddr{IP: from},
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return c.Control(func(fd uintptr) {
 				_ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+				if a.attack.NeedsEvents { // before it connects: a window that has been offered is not taken back
+					_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 2048)
+				}
 			})
 		},
 	}
@@ -238,6 +264,7 @@ func (a *attacker) enter(ctx context.Context, i int) (*client, error) {
 		c.end()
 		return nil, err
 	}
+	a.entered[i].Store(true)
 	return c, nil
 }
 

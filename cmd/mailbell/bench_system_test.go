@@ -119,18 +119,18 @@ func TestBenchLadder(t *testing.T) {
 }
 
 // Latency under a test's other load proves nothing, so `ok` may be false here; nobody may be disconnected or lose
-// an event all the same.
+// an event all the same, each attack takes place, and whoever else comes gets in.
 func TestBenchAbuse(t *testing.T) {
-	names := "halfLine,hugeFrame,pingFlood,deaf,connectReset"
+	names := "halfLine,longHeader,hugeFrame,badUTF8,pingFlood,subscribeFlood,neverClose,deaf,resetInHandshake,perAddress,perAccount,unknownKeys,files,stampede"
 	r := benchReport(t, "abuse", "--honest", "50", "--rate", "50", "--duration", "500ms", "--scale", "0.02", "--attacks", names)
 	attacks, _ := r["attacks"].([]any)
-	if len(attacks) != 5 {
+	if len(attacks) != 1+strings.Count(names, ",") {
 		t.Fatalf("abuse tried %v", r["attacks"])
 	}
 	for _, a := range attacks {
 		m := a.(map[string]any)
 		wantKeys(t, m, "name", "attempts", "baselineP99Ms", "honestP99Ms", "honestDisconnected", "honestLost", "ok")
-		if m["honestDisconnected"] != 0.0 || m["honestLost"] != 0.0 || m["attempts"] == 0.0 {
+		if m["honestDisconnected"] != 0.0 || m["honestLost"] != 0.0 || m["attempts"] == 0.0 || m["effect"] == 0.0 || m["problem"] != nil {
 			t.Errorf("%v", m)
 		}
 	}
