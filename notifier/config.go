@@ -20,8 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config says what a notifier is. Only Bus and Keys have no useful zero value. A limit of
-// -1 means none.
+// Config says what a notifier is. Only Bus and Keys have no useful zero value.
 type Config struct {
 	// NodeID is the node's name, unique in the fleet; tickets name it. Empty means the host's name and the port.
 	NodeID string
@@ -95,7 +94,8 @@ type Config struct {
 }
 
 // Limits bound what clients can make the notifier spend. What is beyond one is refused or closed
-// with a reason, which is also a metric's label.
+// with a reason, which is also a metric's label. Of the node's connections, handshakes, accepts and backlog, and of those of
+// an address or an account, -1 means no limit; what one connection may do always has one.
 type Limits struct {
 	// Connections of the node; 0 means what the process's limit of open files leaves, less 256.
 	MaxConnections int
@@ -108,19 +108,22 @@ type Limits struct {
 	MaxHandshakes int
 	// AcceptRate is connections a second, with a burst of a quarter of it; 0 means 20,000.
 	AcceptRate int
-	// MaxSubscriptions of one connection, at most 200; 0 means 32.
+	// MaxSubscriptions of one connection, at most 200; 0 means 32, -1 all 200.
 	MaxSubscriptions int
 	// MaxFrame is the bytes of a client's message, however fragmented; 0 means 4,096.
 	MaxFrame int
-	// FrameRate is frames a second that a connection may send, FrameBurst how many at once; 0 means 10 and 100.
+	// FrameRate is frames a second that a connection may send, at most 1,000, FrameBurst how many at once; 0 means 10 and 100.
 	FrameRate, FrameBurst int
-	// Backlog is the bytes parked for one slow client, TotalBacklog for all; 0 means 64 KiB and 64 MiB.
+	// Backlog is the bytes of events parked for one slow client, TotalBacklog of anything for all; 0 means 64 KiB and 64 MiB.
+	// The rest of one frame that its socket has taken a part of may come on top of Backlog.
 	Backlog, TotalBacklog int
 }
 
 const (
 	maxHead          = 8 << 10 // bytes of a request's head
 	maxSubscriptions = 200
+	maxFrameRate     = 1000 // rates are counted in milliseconds
+	maxFrameBurst    = 1 << 20
 )
 
 // Validate tells what is wrong with c, if anything.
@@ -164,6 +167,17 @@ func (c Config) Validate() error {
 	}
 	if c.MaxConnections < 1 || c.MaxHandshakes < 1 || c.AcceptRate < 1 || c.FrameRate < 1 || c.FrameBurst < 1 || c.Workers < 1 {
 		bad("limits of connections, handshakes, accepts, frames and workers must be positive")
+	}
+	if c.FrameRate > maxFrameRate || c.FrameBurst > maxFrameBurst {
+		bad("%d frames a second, %d at once: at most %d and %d are possible", c.FrameRate, c.FrameBurst, maxFrameRate, maxFrameBurst)
+	}
+	for _, d := range []struct {
+		name string
+		is   time.Duration
+	}{{"handshake", c.HandshakeTimeout}, {"frame", c.FrameTimeout}, {"write", c.WriteTimeout}, {"close", c.CloseTimeout}, {"pong", c.PongTimeout}} {
+		if d.is < 100*time.Millisecond {
+			bad("a %s timeout of %v: at least 100ms is needed", d.name, d.is)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -78,7 +78,7 @@ type calm struct {
 
 const (
 	calmWork    = 50  // at most in a second that counts as calm
-	calmLeft    = 200 // work that leaves something to give back
+	calmLeft    = 100 // work that leaves something to give back
 	calmSeconds = 10  // a lull is no calm: the next storm would have to ask for the memory again
 	calmEvery   = 60
 )

@@ -34,6 +34,10 @@ type socketFlags struct {
 	limits    notifier.Limits
 	ping      time.Duration
 	pong      time.Duration
+	handshake time.Duration
+	frame     time.Duration
+	write     time.Duration
+	close     time.Duration
 	poll      time.Duration
 	drain     time.Duration
 	shards    int
@@ -49,6 +53,10 @@ func (s *socketFlags) register(fs *pflag.FlagSet, host string, drain time.Durati
 	publicURLFlag(fs, &s.publicURL)
 	fs.DurationVar(&s.ping, "ping-interval", 50*time.Second, "ping a connection that was silent for this `time`; -1s never")
 	fs.DurationVar(&s.pong, "pong-timeout", 20*time.Second, "close a pinged connection that gives no sign of life for this `time`")
+	fs.DurationVar(&s.handshake, "handshake-timeout", 5*time.Second, "refuse a request whose head is not whole after this `time`")
+	fs.DurationVar(&s.frame, "frame-timeout", 10*time.Second, "close a connection whose frame or message is not whole after this `time`")
+	fs.DurationVar(&s.write, "write-timeout", time.Minute, "close a connection that takes nothing of what is parked for it for this `time`")
+	fs.DurationVar(&s.close, "close-timeout", 2*time.Second, "drop a connection that does not finish its closing handshake in this `time`")
 	fs.DurationVar(&s.poll, "poll-interval", time.Minute, "how often clients would poll without mailbell; for the metric of polls avoided")
 	fs.IntVar(&s.shards, "shards", 0, "shards that the connections are spread over (default: one a CPU)")
 	fs.DurationVar(&s.maxAge, "max-age", 0, "ask clients to come back after this `time`, less up to a fifth; 0 never")
@@ -62,7 +70,7 @@ func (s *socketFlags) register(fs *pflag.FlagSet, host string, drain time.Durati
 	fs.IntVar(&s.limits.AcceptRate, "accept-rate", 20000, "connections accepted a second")
 	fs.IntVar(&s.limits.MaxSubscriptions, "max-subscriptions", 32, "accounts that one connection may subscribe to, at most 200")
 	fs.IntVar(&s.limits.MaxFrame, "max-frame", 4096, "bytes of a client's frame")
-	fs.IntVar(&s.limits.FrameRate, "frame-rate", 10, "frames a second that one connection may send")
+	fs.IntVar(&s.limits.FrameRate, "frame-rate", 10, "frames a second that one connection may send, at most 1000")
 	fs.IntVar(&s.limits.FrameBurst, "frame-burst", 100, "frames that one connection may send at once")
 	fs.IntVar(&s.limits.Backlog, "backlog", 64<<10, "bytes parked for one slow client before it is told that it missed them")
 	fs.IntVar(&s.limits.TotalBacklog, "total-backlog", 64<<20, "bytes parked for all slow clients together")
@@ -75,7 +83,7 @@ func (s *socketFlags) config(metrics prometheus.Gatherer) (notifier.Config, erro
 	}
 	cfg := notifier.Config{
 		Addr: s.sockets, PublicURL: s.publicURL, Limits: s.limits,
-		PingInterval: s.ping, PongTimeout: s.pong, PollInterval: s.poll, Shards: s.shards, MaxAge: s.maxAge, MoveAge: s.moveAge,
+		PingInterval: s.ping, PongTimeout: s.pong, HandshakeTimeout: s.handshake, FrameTimeout: s.frame, WriteTimeout: s.write, CloseTimeout: s.close, PollInterval: s.poll, Shards: s.shards, MaxAge: s.maxAge, MoveAge: s.moveAge,
 	}
 	var err error
 	if cfg.ProxyProtocol, err = parseNetworks("--proxy-protocol", s.proxies); err != nil {
