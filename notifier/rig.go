@@ -10,14 +10,13 @@ import (
 
 	"github.com/mailbell/mailbell/internal/auth"
 	"github.com/mailbell/mailbell/schema"
-	"github.com/mailru/easygo/netpoll"
 )
 
 // Rig is a notifier's inside on a bench: shards with the connections that it is given, and the hub's way of an event to
 // them. Nobody accepts, and there is no bus. It is used by one goroutine at a time.
 type Rig struct {
 	hub   *hub
-	polls []poller
+	polls polls
 	ids   []nameID
 	names []string
 }
@@ -29,14 +28,10 @@ func NewRig(shards int) (*Rig, error) {
 	r := &Rig{}
 	var all []*shard
 	for i := range shards {
-		p, err := netpoll.EpollCreate(&netpoll.EpollConfig{})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open epoll: %w", err), r.Close())
-		}
-		r.polls = append(r.polls, p)
-		sh := newShard(s, uint8(i))
-		sh.poll = p
-		all = append(all, sh)
+		all = append(all, newShard(s, uint8(i)))
+	}
+	if err := r.polls.open(all, func(error) {}); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
 	r.hub = newHub(s, all)
 	return r, nil
@@ -55,8 +50,7 @@ func (r *Rig) Add(fd int, account schema.Account) (int, error) {
 	c := sh.slots.all.at(i)
 	c.fd, c.addr, c.subject, c.state = int32(fd), addr, subject, slotOpen
 	sh.subs.add(i, c, id, 0, -1)
-	h := sh.handleOf(i, c)
-	if err := sh.poll.Add(fd, pollIn, func(ev netpoll.EpollEvent) { sh.event(h, ev) }); err != nil {
+	if err := sh.poll.add(c.fd, pollIn, sh.handleOf(i, c)); err != nil {
 		return 0, fmt.Errorf("add to epoll: %w", err)
 	}
 	r.ids, r.names = append(r.ids, id), append(r.names, string(account))
@@ -75,7 +69,7 @@ func (r *Rig) Flush() { r.hub.flushEvents() }
 func (r *Rig) Backlog() int64 { return r.hub.backlog.Load() }
 
 // Close ends the pollers.
-func (r *Rig) Close() error { return closePollers(r.polls) }
+func (r *Rig) Close() error { return r.polls.close() }
 
 // Handshake answers the heads of requests as a shard does, and lets everybody in: what tokens cost is not
 // the handshake's. It is used by one goroutine at a time.

@@ -148,7 +148,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, sh := range s.shards {
 		sh.stop()
 	}
-	return errors.Join(err, closePollers(polls))
+	return errors.Join(err, polls.close())
 }
 
 // serveClients takes over from the process before it, if there is one; then it accepts until ctx ends, or
@@ -178,31 +178,18 @@ func (s *Server) fail(err error) {
 	}
 }
 
-func (s *Server) openPollers() ([]poller, error) {
-	var polls []poller
-	for i := range len(s.shards) + 1 {
-		p, err := netpoll.EpollCreate(&netpoll.EpollConfig{OnWaitError: func(err error) {
-			s.fail(fmt.Errorf("wait for sockets: %w", err))
-		}})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open epoll: %w", err), closePollers(polls))
-		}
-		polls = append(polls, p)
-		if i < len(s.shards) {
-			s.shards[i].poll = p
-		} else {
-			s.acceptor.setPoll(p)
-		}
+// openPollers opens one for each shard, then the acceptor's.
+func (s *Server) openPollers() (*polls, error) {
+	p := new(polls)
+	onError := func(err error) { s.fail(fmt.Errorf("wait for sockets: %w", err)) }
+	if err := p.open(s.shards, onError); err != nil {
+		return nil, errors.Join(err, p.close())
 	}
-	return polls, nil
-}
-
-func closePollers(polls []poller) error {
-	var errs []error
-	for _, p := range polls {
-		if err := p.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("close epoll: %w", err))
-		}
+	accepts, err := netpoll.EpollCreate(&netpoll.EpollConfig{OnWaitError: onError})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open epoll: %w", err), p.close())
 	}
-	return errors.Join(errs...)
+	p.acceptor = accepts
+	s.acceptor.setPoll(accepts)
+	return p, nil
 }

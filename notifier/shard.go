@@ -11,20 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poller is what a shard needs of netpoll.Epoll; the benchmark of a million slots
-// has one that knows no descriptors.
-type poller interface {
-	Add(fd int, events netpoll.EpollEvent, cb func(netpoll.EpollEvent)) error
-	Mod(fd int, events netpoll.EpollEvent) error
-	Del(fd int) error
-	Close() error
-}
-
 const (
-	pollIn   = netpoll.EPOLLIN | netpoll.EPOLLRDHUP
-	pollOut  = pollIn | netpoll.EPOLLOUT
-	pollGone = netpoll.EPOLLHUP | netpoll.EPOLLERR
-
 	readSize   = 16 << 10  // bytes read at a time
 	lingerSize = 256 << 10 // bytes thrown away at most after we have closed
 	maxLingers = 1024      // refused connections that may linger; further ones are closed at once
@@ -101,7 +88,7 @@ type doom struct {
 type shard struct {
 	*shared
 	id   uint8
-	poll poller
+	poll watcher
 	wake chan struct{} // to the sweeper: an earlier deadline
 
 	// Owned by the poller's goroutine.
@@ -172,9 +159,7 @@ func (sh *shard) adopt(fd int, addr nameID, flags uint8, r *refusal) {
 	x := sh.extra(c)
 	x.until = sh.tick() + ticks(sh.cfg.HandshakeTimeout)
 	sh.setDue(i, x.until)
-	h := sh.handleOf(i, c)
-	// The callback gets only the events. A stale one finds another generation.
-	if err := sh.poll.Add(fd, pollIn, func(ev netpoll.EpollEvent) { sh.event(h, ev) }); err != nil {
+	if err := sh.poll.add(c.fd, pollIn, sh.handleOf(i, c)); err != nil {
 		sh.drop(i, c, endError)
 		return
 	}
@@ -268,7 +253,7 @@ func (sh *shard) drop(i uint32, c *slot, label string) {
 	if c.flags&flagLingers != 0 {
 		sh.lingering.Add(-1)
 	}
-	sh.poll.Del(int(c.fd)) // before close, and also after an Add that failed: the map has the entry
+	sh.poll.del(c.fd) // before close: another process may hold the socket too, and it would be told of here
 	unix.Close(int(c.fd))
 	sh.freeExtras(c)
 	if c.subject != 0 {

@@ -94,7 +94,7 @@ func (sh *shard) upgrade(h handle, c *slot, head, rest []byte) {
 	}
 	x := sh.extra(c) // for who may take over meanwhile
 	x.in = append(append(sh.buffers.get(len(head)+len(rest)), head...), rest...)
-	sh.poll.Mod(int(c.fd), 0) // what follows waits in the kernel; only HUP and ERR are told
+	sh.poll.mod(c.fd, 0, h) // what follows waits in the kernel; only HUP and ERR are told
 	sh.submit(h, head, rest)
 }
 
@@ -112,7 +112,7 @@ func (sh *shard) finishJob(j job, response []byte, access auth.Access, err error
 	if c == nil || c.state != slotChecking {
 		return
 	}
-	sh.poll.Mod(int(c.fd), pollIn)
+	sh.poll.mod(c.fd, pollIn, j.h)
 	sh.finish(j.h, c, response, access, err, j.rest)
 }
 

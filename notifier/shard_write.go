@@ -48,7 +48,7 @@ func (sh *shard) blocked(i uint32, c *slot) *extra {
 	x := sh.extra(c)
 	if c.flags&flagArmedOut == 0 {
 		c.flags |= flagArmedOut
-		sh.poll.Mod(int(c.fd), pollOut)
+		sh.poll.mod(c.fd, pollOut, sh.handleOf(i, c))
 	}
 	if x.stalled == 0 {
 		x.stalled = sh.tick() + ticks(sh.cfg.WriteTimeout)
@@ -225,7 +225,7 @@ func (sh *shard) flushed(i uint32, c *slot, x *extra) {
 	sh.buffers.put(x.out)
 	x.out, x.partial, x.stalled = nil, 0, 0
 	c.flags &^= flagArmedOut
-	sh.poll.Mod(int(c.fd), pollIn)
+	sh.poll.mod(c.fd, pollIn, sh.handleOf(i, c))
 	if c.state == slotLingering {
 		unix.Shutdown(int(c.fd), unix.SHUT_WR)
 		return

@@ -3,14 +3,12 @@ package notifier
 import (
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/gobwas/ws"
 	"github.com/mailbell/mailbell/internal/auth"
 	"github.com/mailbell/mailbell/schema"
-	"github.com/mailru/easygo/netpoll"
 )
 
 // A client that does not read gets `missed`; nobody else waits for it.
@@ -148,34 +146,10 @@ func TestNoPings(t *testing.T) {
 	}
 }
 
-// keepingPoller keeps the callback that each descriptor was last added with.
-type keepingPoller struct {
-	poller
-	mu    sync.Mutex
-	calls map[int]func(netpoll.EpollEvent) // guarded by mu
-}
-
-func (p *keepingPoller) Add(fd int, events netpoll.EpollEvent, cb func(netpoll.EpollEvent)) error {
-	p.mu.Lock()
-	p.calls[fd] = cb
-	p.mu.Unlock()
-	return p.poller.Add(fd, events, cb)
-}
-
-func (p *keepingPoller) callback(fd int32) func(netpoll.EpollEvent) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.calls[int(fd)]
-}
-
 // A descriptor used again never gets what was meant for its former owner.
 func TestReusedDescriptors(t *testing.T) {
 	r := start(t, func(c *Config) { c.Shards = 1 })
 	sh := r.shards[0]
-	sh.enter()
-	kept := &keepingPoller{poller: sh.poll, calls: make(map[int]func(netpoll.EpollEvent))}
-	sh.poll = kept
-	sh.leave()
 	for round := range 20 {
 		former, now := fmt.Sprint("former", round), fmt.Sprint("now", round)
 		a := r.dial(accountOf(former))
@@ -187,7 +161,6 @@ func TestReusedDescriptors(t *testing.T) {
 		fd := sh.slots.all.at(i).fd
 		h := sh.handleOf(i, sh.slots.all.at(i))
 		sh.leave()
-		formerEvents := kept.callback(fd)
 		a.conn.Close()
 		eventually(t, "it is gone", func() bool { return r.admit.sockets.Load() == 0 })
 		b := r.dial(accountOf(now))
@@ -205,8 +178,8 @@ func TestReusedDescriptors(t *testing.T) {
 		sh.tellMissed(h, func(nameID) (schema.Account, schema.Position, bool) {
 			return accountOf(former), schema.Position{}, true
 		}, 0)
-		formerEvents(pollGone | pollOut)
-		formerEvents(pollIn)
+		sh.event(h, pollGone|pollOut)
+		sh.event(h, pollIn)
 		// The former's account is wanted again, by somebody else.
 		third := r.dial(accountOf(former))
 		third.subscribe("1", former)

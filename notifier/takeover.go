@@ -377,7 +377,7 @@ func (sh *shard) release() {
 		if c.flags&flagLingers != 0 {
 			sh.lingering.Add(-1)
 		}
-		sh.poll.Del(int(c.fd)) // the sockets live on, and would be told of here too
+		sh.poll.del(c.fd) // the sockets live on, and would be told of here too
 		unix.Close(int(c.fd))
 		sh.freeExtras(c)
 		sh.slots.give(i)

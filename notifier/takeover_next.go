@@ -362,7 +362,7 @@ func (sh *shard) settle(m *movedConn) {
 	events := sh.settleExtra(c, m)
 	sh.setDue(i, sh.dueOf(c))
 	h := sh.handleOf(i, c)
-	if err := sh.poll.Add(m.fd, events, func(ev netpoll.EpollEvent) { sh.event(h, ev) }); err != nil {
+	if err := sh.poll.add(c.fd, events, h); err != nil {
 		sh.drop(i, c, endError)
 		return
 	}
