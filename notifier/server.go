@@ -66,7 +66,7 @@ func newShared(cfg Config) *shared {
 	return s
 }
 
-// room returns why a handshake must be refused, or nil.
+// room returns why a handshake must be refused, or nil; finish has the last word.
 func (s *shared) room() *refusal {
 	switch {
 	case s.draining.Load():

@@ -133,7 +133,14 @@ func (sh *shard) finish(h handle, c *slot, response []byte, access auth.Access, 
 		return
 	}
 	c.subject = subject
+	// Counted before the client hears of it: whoever comes after that finds it counted.
+	if sh.open.Add(1) > int64(sh.cfg.MaxConnections) {
+		sh.open.Add(-1)
+		sh.refuse(i, c, refuseFull)
+		return
+	}
 	if n, err := sendSocket(c.fd, response); err != nil || n < len(response) {
+		sh.open.Add(-1)
 		sh.drop(i, c, endError)
 		return
 	}
@@ -141,7 +148,6 @@ func (sh *shard) finish(h handle, c *slot, response []byte, access auth.Access, 
 	sh.freeExtras(c)
 	c.state = slotOpen
 	c.born, c.rate = sh.tick(), sh.millis()
-	sh.open.Add(1)
 	sh.metrics.handshakes.WithLabelValues("ok").Inc()
 	if len(access.Grants) != 1 || access.Grants[0].Account != access.Subject || access.Grants[0].Mailboxes != nil {
 		if sh.grants == nil {

@@ -18,9 +18,10 @@ func TestSizes(t *testing.T) {
 		got, want uintptr
 	}{
 		{"slot", unsafe.Sizeof(slot{}), 44},
-
+		{"deadline", unsafe.Sizeof(slots{}.due.parts[0][0]), 4},
 		{"subscription", unsafe.Sizeof(sub{}), 32},
-		{"name", unsafe.Sizeof(nameEntry{}), 24},
+		{"account", unsafe.Sizeof(nameEntry{}), 24},
+		{"name", uintptr(unitsOf(len("user00000@example.com"))) * arenaUnit, 24},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("a %s has %d bytes, the package comment says %d", tt.name, tt.got, tt.want)
