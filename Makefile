@@ -39,6 +39,12 @@ run: build ## Everything in one process, with the demo page (RUNFLAGS='--http 12
 test: deps build web-check roundcube-check ## Install what the tests need, then run all of them
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(PKGS)
 	cd deploy/check && $(GO) test ./...
+	@if [ -z "$(TESTFLAGS)" ] && [ "$(PKGS)" = ./... ]; then $(MAKE) --no-print-directory scale; fi
+
+.PHONY: scale
+scale: ## The notifier at its stated sizes, which the race detector would not let be: memory, churn, takeover, allocations
+	MAILBELL_MEMORY=15000 MAILBELL_CHURN=50000 MAILBELL_TAKEOVER=10000 $(GO) test -count=1 -timeout 5m \
+	  -run '^(TestMemoryPerConnection|TestChurn|TestTakeoverUnderLoad|TestUpgradeAllocations)$$' ./notifier
 
 .PHONY: deps
 deps: ## Install what the tests need: Debian packages, Kafka, npm modules
@@ -76,6 +82,7 @@ check: lint test ## Everything that CI checks
 .PHONY: lint
 lint: fmt-check vet staticcheck roundcube-check ## Format, vet, staticcheck, module files, shell scripts, PHP
 	$(GO) mod tidy -diff
+	cd bench/compare-servers && $(GO) vet ./...
 	@for f in $$(git ls-files '*.sh' .ci); do bash -n "$$f"; done
 
 .PHONY: fmt

@@ -77,7 +77,7 @@ func Ladder(ctx context.Context, cfg LadderConfig) (r LadderResult, err error) {
 	if err != nil {
 		return r, fmt.Errorf("bench ladder: %w", err)
 	}
-	r.Rungs = append(r.Rungs, rungOf("mailbell", "slots and epoll; authenticated and subscribed", cfg.Connections, ours.UserBytesPerConnection))
+	r.Rungs = append(r.Rungs, rungOf("mailbell", "slots and epoll; authenticated and subscribed, so by the clients of bench hold; gives memory back by itself", cfg.Connections, ours.UserBytesPerConnection))
 	r.Rivals, err = rivals(ctx, cfg)
 	if err != nil {
 		return r, fmt.Errorf("bench ladder: %w", err)

@@ -62,6 +62,18 @@ func BenchmarkUpgrade(b *testing.B) {
 	})
 }
 
+// A handshake costs one allocation at most: the account's name.
+func TestUpgradeAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates as well")
+	}
+	up := newUpgrader(&gate{keys: anyone{}, tickets: new(auth.TicketKeys), now: time.Now, admit: func() *refusal { return nil }})
+	head := []byte(benchHead)
+	if n := testing.AllocsPerRun(1000, func() { up.upgrade(head) }); n > 1 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 type memoryConn struct {
 	net.Conn
 	in bytes.Reader

@@ -13,7 +13,10 @@ import (
 const benchLadderLong = `Measure what an idle connection costs on each step from "two goroutines and
 net/http" to mailbell's notifier, as the article "A Million WebSockets and Go" took
 them, and extrapolate to 3,000,000. Memory is the process's own, after less before;
-every server is asked to give back what it can.
+every server is asked to give back what it can. Every rung but mailbell's is an echo
+server without tokens, and has the same simple clients; mailbell's are those of
+bench hold, each with a token and a subscription, and it is a whole notifier, linked
+to a bus, that gives memory back by itself.
 
 --rivals names a program with further servers, which the same clients measure in
 the same run: make compare-servers.`
