@@ -130,6 +130,8 @@ type abuse struct {
 	honest *holdClient
 	store  *process // publishes to the honest
 	client http.Client
+
+	calmest float64 // p99 in peace so far, in ms; 0 before the first
 }
 
 // perAddress is the notifier's limit of connections of one address, which the honest share.

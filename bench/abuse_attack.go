@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/mailbell/mailbell/bench/attack"
@@ -43,7 +42,7 @@ func (a *abuse) attack(ctx context.Context, kind attack.Attack) (AbuseAttack, er
 	ctx, cancel := context.WithTimeout(ctx, 4*a.cfg.Duration+2*time.Minute)
 	defer cancel()
 	a.cfg.Progress.say("%s: in peace", kind.Name)
-	peace, err := a.publish(ctx, a.cfg.Duration/2)
+	baseline, err := a.peace(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -90,7 +89,6 @@ func (a *abuse) attack(ctx context.Context, kind attack.Attack) (AbuseAttack, er
 	if r.Effect, err = a.grown(ctx, kind, effect, abuseAftermath); err != nil {
 		return r, err
 	}
-	p99 := func(h *hdrhistogram.Histogram) float64 { return latencyMs(h).P99 }
 	r.NotifierCores, r.NotifierMiB = round3((after-cpu)/time.Since(start).Seconds()), rss>>20
 	r.Attempts, r.Failed, r.Entered = report.Attempts, report.Failed, report.Entered
 	switch {
@@ -100,10 +98,29 @@ func (a *abuse) attack(ctx context.Context, kind attack.Attack) (AbuseAttack, er
 	case kind.AllEnter && int(report.Entered) < a.connections(kind):
 		r.Problem = strings.TrimSpace(fmt.Sprintf("only %d of %d clients got in. %s", report.Entered, a.connections(kind), report.Problem))
 	}
-	r.BaselineP99Ms, r.HonestP99Ms, r.HonestP50Ms = p99(peace.latencies), p99(war.latencies), latencyMs(war.latencies).P50
+	r.BaselineP99Ms, r.HonestP99Ms, r.HonestP50Ms = baseline, latencyMs(war.latencies).P99, latencyMs(war.latencies).P50
 	r.HonestEvents, r.HonestDisconnected, r.HonestLost, r.HonestTold = war.events, war.disconnected, war.lost, war.told
 	r.OK = r.Problem == "" && r.HonestDisconnected == 0 && r.HonestLost == 0 && r.HonestP99Ms <= max(2*r.BaselineP99Ms, r.BaselineP99Ms+abuseGraceMs)
 	return r, nil
+}
+
+// peace is the p99 without attack. One that is much worse than the best so far is measured again: what the last attack left
+// behind, or something else on the machine, must not excuse what this one does.
+func (a *abuse) peace(ctx context.Context) (p99 float64, err error) {
+	for range abuseTries {
+		ph, err := a.publish(ctx, a.cfg.Duration/2)
+		if err != nil {
+			return 0, err
+		}
+		p99 = latencyMs(ph.latencies).P99
+		if a.calmest == 0 || p99 <= 2*a.calmest {
+			break
+		}
+	}
+	if a.calmest == 0 || p99 < a.calmest {
+		a.calmest = p99
+	}
+	return p99, nil
 }
 
 // begin starts the attackers and returns what ends them. They have the least claim to the machine's CPUs, since

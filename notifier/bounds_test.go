@@ -209,7 +209,7 @@ func TestTakenOverWhileChecking(t *testing.T) {
 	for drained := false; !drained; {
 		n, err := readSocket(int32(pair[1]), buf)
 		out = append(out, buf[:n]...)
-		drained = err != nil && s.backlog.Load() == 0
+		drained = err == nil && n == 0 || err != nil && s.backlog.Load() == 0
 		sh.event(j.h, pollOut&^pollIn)
 	}
 	for id := range frames {

@@ -53,7 +53,7 @@ type Config struct {
 
 	// Shards that the connections are spread over; 0 means one per CPU, at most 64.
 	Shards int
-	// Workers verify tokens whose key has to be fetched; 0 means 8.
+	// Workers verify tokens whose key has to be fetched, half of them at a time; 0 means 8.
 	Workers int
 
 	Limits

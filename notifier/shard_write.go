@@ -40,6 +40,7 @@ func (sh *shard) park(i uint32, c *slot, rest []byte, begun bool) {
 	if begun {
 		x.partial = len(rest)
 	}
+	sh.buffers.put(x.out) // empty since overflow
 	x.out = append(sh.buffers.get(len(rest)), rest...)
 }
 
