@@ -62,14 +62,14 @@ func (a *abuse) attack(ctx context.Context, kind attack.Attack) (AbuseAttack, er
 	}
 	notifier := a.fleet.notifiers[0]
 	cpu, start := 0.0, time.Now()
-	if cpu, err = notifier.preciseCPUSeconds(); err != nil {
+	if cpu, err = notifier.cpuSeconds(); err != nil {
 		return r, err
 	}
 	war, err := a.publish(ctx, a.cfg.Duration)
 	if err != nil {
 		return r, err
 	}
-	after, err := notifier.preciseCPUSeconds()
+	after, err := notifier.cpuSeconds()
 	if err != nil {
 		return r, err
 	}

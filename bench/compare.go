@@ -22,13 +22,13 @@ type CompareConfig struct {
 	NotModified float64         // share of polls at Interval that find nothing new; 0 = 0.6, the article's
 	Burst       float64         // mean changes of a burst; 0 = each comes alone
 	Diurnal     bool            // a day's curve, squeezed into the duration
-	Duration    time.Duration   // measured; 0 = 1 min
+	Duration    time.Duration   // measured; 0 = 1 min. At least two of the longest interval, for all sides and intervals alike
 	Quiet       time.Duration   // before it, without changes, to know what quiet costs; 0 = 10 s
 	Outage      time.Duration   // of all servers; 0 = 1 min, negative = none
 	Store       string          // memory, sqlite or dovecot; empty = memory
 	Mailboxes   int             // of each account; 0 = 5
 	Sweep       []time.Duration // further poll intervals, at the same changes
-	KeepAlive   time.Duration   // of the fetches' connections, while they are idle; 0 = 75 s
+	KeepAlive   time.Duration   // of the pushing side's fetches: their connections are closed when idle for so long; 0 = 75 s
 	Brokers     []string        // Kafka; none = the embedded log
 	Notifiers   int             // with Brokers; 0 = 1
 	Seed        uint64
@@ -44,8 +44,10 @@ func (c CompareConfig) Validate() error {
 	switch {
 	case c.Users < 0 || c.Users > maxCompareUsers:
 		return fmt.Errorf("bench compare: --users must be from 1 to %d, what one server process of each kind holds", maxCompareUsers)
-	case slices.Min(intervals) < 100*time.Millisecond || slices.Max(intervals) > time.Hour:
-		return errors.New("bench compare: poll intervals must be from 100ms to 1h")
+	case slices.Min(intervals) < 100*time.Millisecond || slices.Max(intervals) > 30*time.Minute:
+		return errors.New("bench compare: poll intervals must be from 100ms to 30m")
+	case c.KeepAlive < 0:
+		return errors.New("bench compare: --keep-alive must not be negative")
 	case len(c.Sweep) > 20:
 		return errors.New("bench compare: --sweep takes at most 20 intervals")
 	case c.Jitter > 1:
@@ -61,7 +63,7 @@ func (c CompareConfig) Validate() error {
 	case c.Mailboxes < 0 || c.Mailboxes > 100:
 		return errors.New("bench compare: --mailboxes must be from 1 to 100")
 	}
-	if err := c.withDefaults().schedule(c.withDefaults().Interval+c.withDefaults().Duration, 0).Validate(); err != nil {
+	if err := c.withDefaults().schedule().Validate(); err != nil {
 		return fmt.Errorf("bench compare: %w", err)
 	}
 	return nil
@@ -101,12 +103,24 @@ func (c CompareConfig) withDefaults() CompareConfig {
 		c.Notifiers = 1
 	}
 	c.Outage = max(c.Outage, 0)
+	c.Duration = max(c.Duration, 2*c.longest()) // every user polls twice, whatever the interval
 	return c
 }
 
-// schedule is the same for every side; stage tells the measured stretch from the outage.
-func (c CompareConfig) schedule(d time.Duration, stage uint64) schedule.Config {
-	return schedule.Config{Seed: c.Seed + stage<<32, Users: c.Users, PerHour: c.ChangeRate, Burst: c.Burst, Diurnal: c.Diurnal && stage == 0, Duration: d}
+// longest is the longest poll interval.
+func (c CompareConfig) longest() time.Duration {
+	return max(c.Interval, slices.Max(append([]time.Duration{0}, c.Sweep...)))
+}
+
+// schedule is the same for every side and poll interval. The longest interval comes before what is measured, so that the first
+// polls that are measured find what polls find later on.
+func (c CompareConfig) schedule() schedule.Config {
+	return schedule.Config{Seed: c.Seed, Users: c.Users, PerHour: c.ChangeRate, Burst: c.Burst, Diurnal: c.Diurnal, RunIn: c.longest(), Duration: c.Duration}
+}
+
+// outageSchedule is that of the outage and the recovery.
+func (c CompareConfig) outageSchedule(d time.Duration) schedule.Config {
+	return schedule.Config{Seed: c.Seed + 1<<32, Users: c.Users, PerHour: c.ChangeRate, Burst: c.Burst, Duration: d}
 }
 
 // Compare runs the bench: polling, then pushing, then polling at the further intervals. Everything that it started
@@ -188,7 +202,7 @@ func advantages(c CompareConfig) []string {
 	case mailstore.SQLite:
 		all = append(all, "SQLite's file is in the page cache, read in the poll server's own process; a poll that finds nothing new reads one row of one table.")
 	case mailstore.Dovecot:
-		all = append(all, "IMAP sessions are kept open and reused, one LIST-STATUS a poll; webmails log in for every request. Delivery's own cost is in both sides.")
+		all = append(all, "Every user's IMAP session is kept open, one LIST-STATUS a poll; webmails log in for every request. What deliveries cost Dovecot is measured before and taken out of both sides.")
 	}
 	return all
 }

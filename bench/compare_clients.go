@@ -184,6 +184,17 @@ func (c *compareClients) mark(ctx context.Context) (totals, error) {
 	return at, err
 }
 
+// recount forgets who has had an answer, so that totals' users are those that have had one since.
+func (c *compareClients) recount(ctx context.Context) error {
+	for _, p := range c.procs {
+		if err := p.tell(pollswarm.CommandRecount); err != nil {
+			return err
+		}
+	}
+	_, err := c.mark(ctx) // older counts are none
+	return err
+}
+
 // finish ends the users and returns how long answers took.
 func (c *compareClients) finish(ctx context.Context) ([]*hdrhistogram.Snapshot, error) {
 	for _, p := range c.procs {

@@ -11,28 +11,28 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mailbell/mailbell/bench/cputime"
+	"github.com/mailbell/mailbell/bench/mailstore"
 )
-
-// cpuTime is user and system seconds.
-type cpuTime struct{ user, system float64 }
-
-func (c cpuTime) sum() float64 { return c.user + c.system }
 
 // reading is everything that is measured, at one moment.
 type reading struct {
-	at       time.Time
-	cpu      map[string]cpuTime // by server process
-	resident map[string]int64
-	totals   totals
-	reads    int64
-	sockets  int
-	kernel   int64
-	machine  float64 // CPU seconds of everything that runs on it, less the clients' and the bench's own
+	at         time.Time
+	cpu        map[string]cputime.Time // by server process
+	deliveries float64                 // of Dovecot's CPU seconds, those that deliveries have taken
+	resident   map[string]int64
+	totals     totals
+	reads      int64
+	sockets    int
+	kernel     int64
+	machine    float64 // CPU seconds of everything that runs on it, less the clients' and the bench's own
 }
 
 // reading takes one. With exact, the clients are asked for their counts of this moment and the store for its reads.
 func (s *side) reading(ctx context.Context, exact bool) (reading, error) {
-	r := reading{at: time.Now(), cpu: make(map[string]cpuTime), resident: make(map[string]int64)}
+	r := reading{at: time.Now(), cpu: make(map[string]cputime.Time), resident: make(map[string]int64)}
+	r.deliveries = s.webmail.deliverySeconds * float64(s.books.made())
 	var err error
 	if s.clients != nil {
 		r.totals = s.clients.now()
@@ -46,11 +46,9 @@ func (s *side) reading(ctx context.Context, exact bool) (reading, error) {
 		}
 	}
 	for _, m := range s.servers() {
-		var c cpuTime
-		if c.user, c.system, err = m.cpuTimes(); err != nil {
+		if r.cpu[m.label()], err = m.cpuTime(); err != nil {
 			return r, err
 		}
-		r.cpu[m.label()] = c
 		if r.resident[m.label()], err = m.resident(); err != nil {
 			return r, err
 		}
@@ -73,7 +71,7 @@ func (s *side) machineSeconds() (float64, error) {
 			continue
 		}
 		n, _ := strconv.ParseFloat(f, 64)
-		busy += n / clockTick
+		busy += n / cputime.Ticks
 	}
 	own := unix.Rusage{}
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &own); err != nil {
@@ -94,23 +92,37 @@ func (s *side) machineSeconds() (float64, error) {
 
 func round2(x float64) float64 { return math.Round(x*100) / 100 }
 
-// cpuBetween is what each process has used since.
-func cpuBetween(a, b reading) (sum cpuTime, by map[string]float64) {
+// roundCPU keeps tenths of a millisecond.
+func roundCPU(seconds float64) float64 { return math.Round(seconds*1e4) / 1e4 }
+
+// cpuBetween is what each process has used since, deliveries to the mail store taken out.
+func cpuBetween(a, b reading) (sum cputime.Time, by map[string]float64) {
 	by = make(map[string]float64)
 	for name, c := range b.cpu {
-		was := a.cpu[name]
-		sum.user += c.user - was.user
-		sum.system += c.system - was.system
-		by[name] = round2(c.sum() - was.sum())
+		used := c.Minus(a.cpu[name])
+		if name == mailstore.Dovecot {
+			used = used.Less(b.deliveries - a.deliveries)
+		}
+		sum = sum.Plus(used)
+		by[name] = roundCPU(used.Sum())
 	}
-	return cpuTime{round2(sum.user), round2(sum.system)}, by
+	return sum, by
+}
+
+// otherCores is what ran on the machine besides: all that was busy, less servers and deliveries.
+func otherCores(a, b reading) float64 {
+	busy := b.machine - a.machine
+	for name, c := range b.cpu {
+		busy -= c.Minus(a.cpu[name]).Sum()
+	}
+	return round2(max(0, busy/b.at.Sub(a.at).Seconds()))
 }
 
 func stretchOf(a, b reading) CompareStretch {
 	sum, by := cpuBetween(a, b)
 	return CompareStretch{
 		Seconds: significant(b.at.Sub(a.at).Seconds(), 4), Requests: b.totals.polls.Requests - a.totals.polls.Requests,
-		CPUSeconds: round2(sum.sum()), CPUByProcess: by,
+		CPUSeconds: roundCPU(sum.Sum()), CPUByProcess: by,
 		BytesIn: b.totals.bytesOut() - a.totals.bytesOut(), BytesOut: b.totals.bytesIn() - a.totals.bytesIn(),
 	}
 }
@@ -121,11 +133,13 @@ func figuresBetween(a, b reading) CompareFigures {
 	sum, _ := cpuBetween(a, b)
 	f := CompareFigures{
 		Seconds: s.Seconds, Requests: s.Requests, Events: b.totals.push.Events - a.totals.push.Events,
-		CPUSeconds: s.CPUSeconds, CPUUserSeconds: sum.user, CPUSystemSeconds: sum.system, CPUByProcess: s.CPUByProcess,
+		CPUSeconds: s.CPUSeconds, CPUUserSeconds: roundCPU(sum.User), CPUSystemSeconds: roundCPU(sum.System), CPUByProcess: s.CPUByProcess,
 		BytesIn: s.BytesIn, BytesOut: s.BytesOut, Sockets: b.sockets, KernelBytes: b.kernel, StoreReads: b.reads - a.reads,
 		Failed: b.totals.failed() - a.totals.failed(), Late: b.totals.polls.Skipped - a.totals.polls.Skipped,
+		Connects: b.totals.polls.Connects - a.totals.polls.Connects,
 	}
-	f.OtherCores = round2(max(0, (b.machine-a.machine-sum.sum())/f.Seconds))
+	other := otherCores(a, b)
+	f.OtherCores = &other
 	f.RequestsPerSecond = round1(float64(f.Requests) / f.Seconds)
 	f.EventsPerSecond = round1(float64(f.Events) / f.Seconds)
 	if f.Requests > 0 {
@@ -193,8 +207,8 @@ type sample struct {
 func (t *series) sample() sample {
 	s := sample{at: time.Now(), cpu: make(map[int]float64), totals: t.side.clients.now(), changes: t.side.books.made()}
 	for i, m := range t.side.running() {
-		if user, system, err := m.cpuTimes(); err == nil {
-			s.cpu[i] = user + system
+		if c, err := m.cpuTime(); err == nil {
+			s.cpu[i] = c.Sum()
 		}
 	}
 	return s
@@ -207,6 +221,7 @@ func (t *series) add(a, b sample) {
 	for i, c := range b.cpu {
 		cores += max(0, c-a.cpu[i])
 	}
+	cores = max(0, cores-t.side.webmail.deliverySeconds*float64(b.changes-a.changes))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.stage == settling {

@@ -61,6 +61,9 @@ type CompareSide struct {
 	LatencyCDF   [][2]float64    `json:"latencyCDF"`             // [milliseconds, share of changes known by then]
 	Timeline     []TimelinePoint `json:"timeline"`
 	Outage       *CompareOutage  `json:"outage,omitempty"`
+
+	// DeliveryCPUMs is what Dovecot uses for one delivery that nobody hears of. It is taken out of both sides' figures.
+	DeliveryCPUMs float64 `json:"deliveryCpuMs,omitempty"`
 }
 
 func (s *CompareSide) figures() CompareFigures { return s.CompareFigures }
@@ -88,7 +91,8 @@ type CompareFigures struct {
 	Unknown           int                `json:"unknown"`    // changes that a user never came to know of
 	Failed            int                `json:"failed"`     // requests without an answer
 	Late              int                `json:"late"`       // polls that fell due while one was under way
-	OtherCores        float64            `json:"otherCores"` // that programs which are no part of the bench used meanwhile: the figures' noise
+	Connects          int                `json:"connects"`   // connections opened for requests
+	OtherCores        *float64           `json:"otherCores"` // that programs which are no part of the bench used meanwhile: the figures' noise
 	PerUserHour       PerUserHour        `json:"perUserHour"`
 }
 
@@ -134,8 +138,9 @@ type TimelinePoint struct {
 type CompareOutage struct {
 	Seconds        float64   `json:"seconds"`
 	Changes        int       `json:"changes"`        // made meanwhile and in the recovery
-	EveryoneBackMs float64   `json:"everyoneBackMs"` // until every user has had an answer, or is subscribed again
-	CaughtUpMs     float64   `json:"caughtUpMs"`     // until every user knows of everything that changed in the outage
+	EveryoneBackMs *float64  `json:"everyoneBackMs"` // until every user has had an answer, or is subscribed again; null = not while it was watched
+	CaughtUpMs     *float64  `json:"caughtUpMs"`     // until every user knows of everything that changed in the outage; null likewise
+	WatchedSeconds float64   `json:"watchedSeconds"`
 	PeakRequests   float64   `json:"peakRequestsPerSecond"`
 	PeakCores      float64   `json:"peakCores"`
 	CPUSeconds     float64   `json:"cpuSeconds"` // from the servers' start on
@@ -144,6 +149,14 @@ type CompareOutage struct {
 	Failed         int       `json:"failed"` // tries of clients in vain
 	Lost           int       `json:"lost"`   // changes that a user never came to know of
 	LatencyMs      LatencyMs `json:"latencyMs"`
+}
+
+// After says when one of the outage's times came, or that it did not come as long as it was watched.
+func (o *CompareOutage) After(ms *float64) string {
+	if ms == nil {
+		return fmt.Sprintf("not within %.0f s", o.WatchedSeconds)
+	}
+	return fmt.Sprintf("%.1f s", *ms/1000)
 }
 
 // CompareRatio is poll's figure over push's: over 1, pushing is cheaper. 0 means that there is none.
@@ -177,9 +190,10 @@ type CompareUnits struct {
 	Poll200Bytes      float64 `json:"poll200Bytes"`
 	Poll304Reads      float64 `json:"poll304Reads"`
 	Poll200Reads      float64 `json:"poll200Reads"`
-	EventUs           float64 `json:"eventUs"`       // from the ingest to the socket
-	FetchUs           float64 `json:"fetchUs"`       // the request that an event causes
-	HoldUsPerHour     float64 `json:"holdUsPerHour"` // a connection's hour, without events
+	ReadsPerMailbox   float64 `json:"readsPerMailbox"` // of the reads of a poll or a fetch, how many each mailbox adds
+	EventUs           float64 `json:"eventUs"`         // from the ingest to the socket
+	FetchUs           float64 `json:"fetchUs"`         // the request that an event causes
+	HoldUsPerHour     float64 `json:"holdUsPerHour"`   // a connection's hour, without events
 	EventBytes        float64 `json:"eventBytes"`
 	FetchBytes        float64 `json:"fetchBytes"`
 	FetchReads        float64 `json:"fetchReads"`
@@ -217,7 +231,7 @@ func unitsOf(r *CompareResult) CompareUnits {
 	case mailstore.SQLite:
 		u.Poll200Reads = 2
 	case mailstore.Dovecot:
-		u.Poll304Reads, u.Poll200Reads = float64(u.Mailboxes), float64(u.Mailboxes)
+		u.Poll304Reads, u.Poll200Reads, u.ReadsPerMailbox = float64(u.Mailboxes), float64(u.Mailboxes), 1
 	}
 	push := r.Push.WithoutFetch
 	quietHours := r.Push.Quiet.Seconds / 3600 * users

@@ -10,6 +10,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"github.com/mailbell/mailbell/bench/cputime"
 	"github.com/mailbell/mailbell/bench/schedule"
 )
 
@@ -65,7 +66,7 @@ func (s *side) startServers(ctx context.Context) error {
 	if s.procs, err = newProcesses(); err != nil {
 		return err
 	}
-	if s.webmail, err = newWebmail(ctx, s.procs, s.cfg, s.dir); err != nil {
+	if s.webmail, err = newWebmail(ctx, s.procs, s.cfg, s.kind, s.dir); err != nil {
 		return err
 	}
 	if s.kind == pushing {
@@ -74,6 +75,7 @@ func (s *side) startServers(ctx context.Context) error {
 			return err
 		}
 	}
+	s.result.DeliveryCPUMs = significant(1000*s.webmail.deliverySeconds, 4)
 	s.driver = newStoreDriver(s.webmail, s.site, s.books)
 	s.setUp(s.servers())
 	return nil
@@ -178,15 +180,15 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// measure lets the changes come. The first of them come an interval earlier, so that the first polls that are measured
-// find what polls find later on.
+// measure lets the changes come.
 func (s *side) measure(ctx context.Context) error {
-	changes := schedule.Changes(s.cfg.schedule(s.cfg.Interval+s.cfg.Duration, 0))
+	plan := s.cfg.schedule()
+	changes := schedule.Changes(plan)
 	start := time.Now()
 	done := make(chan error, 1)
 	go func() { done <- s.driver.run(ctx, changes, start) }() // awaited below
-	s.say("changes begin; they are measured after %v", s.cfg.Interval)
-	before, from, err := s.runIn(ctx)
+	s.say("changes begin; they are measured after %v, for %v", plan.RunIn, plan.Duration)
+	before, from, err := s.runIn(ctx, plan.RunIn)
 	if err == nil {
 		err = sleep(ctx, s.cfg.Duration)
 	}
@@ -211,8 +213,8 @@ func (s *side) measure(ctx context.Context) error {
 }
 
 // runIn waits for one poll of everybody, and begins to measure.
-func (s *side) runIn(ctx context.Context) (before reading, from time.Time, err error) {
-	if err := sleep(ctx, s.cfg.Interval); err != nil {
+func (s *side) runIn(ctx context.Context, d time.Duration) (before reading, from time.Time, err error) {
+	if err := sleep(ctx, d); err != nil {
 		return before, from, err
 	}
 	if before, err = s.reading(ctx, true); err != nil {
@@ -260,17 +262,16 @@ func (s *side) conclude(before, after reading, start, end time.Time) {
 	heard, _, unheard := s.books.delays(start, end, true)
 	w := f
 	w.Requests, w.RequestsPerSecond, w.NotModifiedShare, w.StoreReads = 0, 0, 0, 0
-	w.CPUByProcess = make(map[string]float64)
-	w.CPUSeconds, w.CPUUserSeconds, w.CPUSystemSeconds, w.ResidentBytes = 0, 0, 0, 0
+	w.Connects, w.Late = 0, 0
+	w.CPUByProcess, w.ResidentBytes = make(map[string]float64), 0
+	var sum cputime.Time
 	for _, p := range s.site.servers {
-		a, b := after.cpu[p.name], before.cpu[p.name]
-		w.CPUUserSeconds += a.user - b.user
-		w.CPUSystemSeconds += a.system - b.system
+		used := after.cpu[p.name].Minus(before.cpu[p.name])
+		sum = sum.Plus(used)
 		w.ResidentBytes += after.resident[p.name]
-		w.CPUByProcess[p.name] = round2(a.sum() - b.sum())
+		w.CPUByProcess[p.name] = roundCPU(used.Sum())
 	}
-	w.CPUUserSeconds, w.CPUSystemSeconds = round2(w.CPUUserSeconds), round2(w.CPUSystemSeconds)
-	w.CPUSeconds = round2(w.CPUUserSeconds + w.CPUSystemSeconds)
+	w.CPUSeconds, w.CPUUserSeconds, w.CPUSystemSeconds = roundCPU(sum.Sum()), roundCPU(sum.User), roundCPU(sum.System)
 	w.BytesIn = after.totals.push.BytesOut - before.totals.push.BytesOut
 	w.BytesOut = after.totals.push.BytesIn - before.totals.push.BytesIn
 	if sockets, kernel, err := kernelMemory(s.site.sockets); err == nil {
@@ -279,90 +280,6 @@ func (s *side) conclude(before, after reading, start, end time.Time) {
 	w.LatencyMs, w.Unknown = latencyOf(heard), unheard
 	w.PerUserHour = w.perUserHour(s.cfg.Users)
 	r.WithoutFetch = &w
-}
-
-// outage kills every server, lets the mail store go on for a while, starts them again, and watches.
-func (s *side) outage(ctx context.Context) error {
-	if s.cfg.Outage == 0 {
-		return nil
-	}
-	recovery := max(5*time.Second, 2*s.cfg.Interval)
-	changes := schedule.Changes(s.cfg.schedule(s.cfg.Outage+recovery, 1))
-	start := time.Now()
-	s.series.enter("outage")
-	s.say("all servers are down for %v", s.cfg.Outage)
-	before := s.clients.now()
-	s.setUp(nil)
-	if s.site != nil {
-		s.site.kill()
-	}
-	s.webmail.kill()
-	done := make(chan error, 1)
-	go func() { done <- s.driver.run(ctx, changes, start) }() // awaited below
-	err := sleep(ctx, s.cfg.Outage)
-	if err == nil {
-		err = s.recover(ctx, start, before, recovery)
-	}
-	return errors.Join(err, <-done)
-}
-
-func (s *side) recover(ctx context.Context, start time.Time, before totals, recovery time.Duration) error {
-	s.series.enter("recovery")
-	restarted := time.Now()
-	if err := s.webmail.start(ctx); err != nil {
-		return err
-	}
-	if s.site != nil {
-		if err := s.site.restart(ctx); err != nil {
-			return err
-		}
-	}
-	back := time.Now()
-	s.setUp(s.servers())
-	s.say("servers are back after %.1f s of starting", back.Sub(restarted).Seconds())
-	o := &CompareOutage{Seconds: significant(back.Sub(start).Seconds(), 4)}
-	s.result.Outage = o
-	watch, cancel := context.WithTimeout(ctx, recovery+settleTimeout+2*s.cfg.Interval)
-	defer cancel()
-	err := s.clients.until(watch, func(t totals) bool {
-		now := time.Now()
-		if o.EveryoneBackMs == 0 && s.everyoneBack(t, before) {
-			o.EveryoneBackMs = float64(now.Sub(back).Milliseconds())
-		}
-		if o.CaughtUpMs == 0 && s.books.behind(back) == 0 {
-			o.CaughtUpMs = float64(now.Sub(back).Milliseconds())
-		}
-		return o.EveryoneBackMs > 0 && o.CaughtUpMs > 0 && now.Sub(start) > s.cfg.Outage+recovery
-	})
-	if err != nil && ctx.Err() != nil {
-		return err
-	}
-	end := time.Now()
-	after, err := s.reading(ctx, false)
-	if err != nil {
-		return err
-	}
-	for _, c := range after.cpu { // their processes began with the recovery
-		o.CPUSeconds += c.sum()
-	}
-	o.CPUSeconds = round2(o.CPUSeconds)
-	now := after.totals
-	o.BytesIn, o.BytesOut, o.Failed = now.bytesOut()-before.bytesOut(), now.bytesIn()-before.bytesIn(), now.failed()-before.failed()
-	if err := s.settle(ctx, end); err != nil {
-		return err
-	}
-	sorted, made, lost := s.books.delays(start, end, false)
-	o.Changes, o.Lost, o.LatencyMs = made, lost, latencyOf(sorted)
-	o.PeakRequests, o.PeakCores = s.series.peaks("recovery")
-	return nil
-}
-
-// everyoneBack tells whether all users are served again: have had an answer since, or hold a subscribed socket.
-func (s *side) everyoneBack(t, before totals) bool {
-	if s.kind == pushing {
-		return t.push.Live >= s.cfg.Users
-	}
-	return t.polls.Requests-before.polls.Requests >= s.cfg.Users
 }
 
 // finish takes the last figures from the clients.

@@ -3,8 +3,8 @@ package bench
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mailbell/mailbell/bench/cputime"
 	"github.com/mailbell/mailbell/bench/ledger"
 	"github.com/mailbell/mailbell/bench/mailstore"
 	"github.com/mailbell/mailbell/bench/pollserver"
@@ -28,14 +29,21 @@ type webmail struct {
 	dovecot   *dovecotproc.Server
 	writer    mailstore.Writer // nil for memory
 
+	// deliverySeconds is what Dovecot uses for a delivery, which is no part of hearing of it; 0 for other stores, whose changes
+	// are made by the bench itself.
+	deliverySeconds float64
+
 	mu     sync.Mutex // guards changes, and the server's stdin
 	memory []uint32   // changes by account, for a server that begins anew
 }
 
-func newWebmail(ctx context.Context, ps *processes, cfg CompareConfig, dir string) (*webmail, error) {
+func newWebmail(ctx context.Context, ps *processes, cfg CompareConfig, kind sideKind, dir string) (*webmail, error) {
 	w := &webmail{processes: ps, memory: make([]uint32, cfg.Users), cfg: pollserver.Config{
 		Addr: anyPort, Store: mailstore.Config{Kind: cfg.Store, Accounts: uint32(cfg.Users), Mailboxes: cfg.Mailboxes},
 	}}
+	if kind == pushing { // who polls never lets a connection be idle for long
+		w.cfg.KeepAlive = cfg.KeepAlive
+	}
 	var err error
 	switch cfg.Store {
 	case mailstore.SQLite:
@@ -57,13 +65,41 @@ func newWebmail(ctx context.Context, ps *processes, cfg CompareConfig, dir strin
 // startDovecot starts one and makes its users' mailboxes.
 func (w *webmail) startDovecot(ctx context.Context, cfg CompareConfig) error {
 	var err error
-	if w.dovecot, err = dovecotproc.Start(ctx, dovecotproc.Options{}); err != nil {
+	if w.dovecot, err = dovecotproc.Start(ctx, dovecotproc.Options{IMAPProcesses: cfg.Users + spareProcesses}); err != nil {
 		return err
 	}
-	w.cfg.Store.IMAP, w.cfg.Store.Password = w.dovecot.IMAPAddr(), dovecotproc.Password
+	w.cfg.Store.IMAP, w.cfg.Store.Password, w.cfg.Store.Sessions = w.dovecot.IMAPAddr(), dovecotproc.Password, cfg.Users
 	w.writer = &dovecotWriter{server: w.dovecot}
 	cfg.Progress.say("making %d mailboxes of %d users in Dovecot", cfg.Mailboxes, cfg.Users)
-	return mailstore.FillDovecot(ctx, w.cfg.Store)
+	if err := mailstore.FillDovecot(ctx, w.cfg.Store, 0, w.cfg.Store.Accounts); err != nil {
+		return err
+	}
+	return w.weighDelivery(ctx, cfg)
+}
+
+const (
+	spareProcesses   = 50  // of IMAP, beside one for each user
+	weighedDelivered = 200 // messages by which the cost of a delivery is measured
+)
+
+// weighDelivery measures what a delivery costs, with accounts that nobody has. Each gets as many messages as a user will: the
+// first in a mailbox costs more than those after it.
+func (w *webmail) weighDelivery(ctx context.Context, cfg CompareConfig) error {
+	s := cfg.schedule()
+	each := max(1, int(math.Round(cfg.ChangeRate*(s.RunIn+s.Duration).Hours())))
+	first, accounts := w.cfg.Store.Accounts, uint32((weighedDelivered+each-1)/each)
+	if err := mailstore.FillDovecot(ctx, w.cfg.Store, first, accounts); err != nil {
+		return err
+	}
+	var err error
+	w.deliverySeconds, err = cputime.PerCall(w.dovecot.PID(), weighedDelivered, func(i int) error {
+		return w.writer.Change(ctx, first+uint32(i)%accounts)
+	})
+	if err != nil {
+		return fmt.Errorf("measure deliveries: %w", err)
+	}
+	cfg.Progress.say("a delivery costs Dovecot %.2f ms of CPU", 1000*w.deliverySeconds)
+	return nil
 }
 
 // start starts the poll server, where it was before if it was.
@@ -150,7 +186,7 @@ func (w *webmail) servers() []meter {
 		all = append(all, w.server)
 	}
 	if w.dovecot != nil {
-		all = append(all, processTree{name: "dovecot", pid: w.dovecot.PID()})
+		all = append(all, processTree{name: mailstore.Dovecot, pid: w.dovecot.PID()})
 	}
 	return all
 }
@@ -178,7 +214,7 @@ func (d *dovecotWriter) Close() error { return nil }
 // meter is something whose cost is measured: a process, or one with its children.
 type meter interface {
 	label() string
-	cpuTimes() (user, system float64, err error)
+	cpuTime() (cputime.Time, error)
 	resident() (int64, error)
 }
 
@@ -193,22 +229,15 @@ type processTree struct {
 
 func (t processTree) label() string { return t.name }
 
-func (t processTree) cpuTimes() (user, system float64, err error) {
-	err = t.each(func(_ int, f []string) {
-		for i, sum := range map[int]*float64{11: &user, 12: &system, 13: &user, 14: &system} { // the last two: of children that ended
-			v, _ := strconv.ParseFloat(f[i], 64)
-			*sum += v / clockTick
-		}
-	})
-	return user, system, err
-}
+func (t processTree) cpuTime() (cputime.Time, error) { return cputime.Tree(t.pid) }
 
 // resident is proportional: what processes share counts once.
 func (t processTree) resident() (bytes int64, err error) {
-	err = t.each(func(pid int, _ []string) {
+	pids, err := cputime.Descendants(t.pid)
+	for _, pid := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
-			return
+			continue // has ended
 		}
 		for line := range strings.Lines(string(b)) {
 			if f := strings.Fields(line); len(f) == 3 && f[0] == "Pss:" {
@@ -216,37 +245,6 @@ func (t processTree) resident() (bytes int64, err error) {
 				bytes += kb << 10
 			}
 		}
-	})
+	}
 	return bytes, err
-}
-
-// each calls fn with the fields of /proc/PID/stat of the process and its descendants.
-func (t processTree) each(fn func(pid int, fields []string)) error {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return fmt.Errorf("processes of %s: %w", t.name, err)
-	}
-	stats, children := make(map[int][]string), make(map[int][]int)
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue // has ended
-		}
-		if f := statFields(b); len(f) > 14 {
-			parent, _ := strconv.Atoi(f[1])
-			stats[pid], children[parent] = f, append(children[parent], pid)
-		}
-	}
-	if stats[t.pid] == nil {
-		return fmt.Errorf("processes of %s: %w", t.name, errors.New("it has ended"))
-	}
-	for todo := []int{t.pid}; len(todo) > 0; todo = todo[1:] {
-		fn(todo[0], stats[todo[0]])
-		todo = append(todo, children[todo[0]]...)
-	}
-	return nil
 }

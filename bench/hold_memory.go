@@ -188,7 +188,7 @@ func (h *hold) cpu() (map[string]float64, error) {
 	seconds := make(map[string]float64)
 	add := func(name string, ps ...*process) error {
 		for _, p := range ps {
-			s, err := p.preciseCPUSeconds()
+			s, err := p.cpuSeconds()
 			if err != nil {
 				return err
 			}
@@ -205,23 +205,4 @@ func (h *hold) cpu() (map[string]float64, error) {
 		}
 	}
 	return seconds, add("bus", h.fleet.bus)
-}
-
-// preciseCPUSeconds adds up the threads' nanoseconds: cpuSeconds counts in hundredths, which is too
-// coarse for hundreds of idle processes.
-func (p *process) preciseCPUSeconds() (float64, error) {
-	dir := fmt.Sprintf("/proc/%d/task", p.cmd.Process.Pid)
-	tasks, err := os.ReadDir(dir)
-	if err != nil {
-		return 0, fmt.Errorf("cpu time of %s: %w", p.name, err)
-	}
-	total := 0.0
-	for _, t := range tasks {
-		ns, err := firstNumber(dir+"/"+t.Name()+"/schedstat", 0)
-		if err != nil {
-			return p.cpuSeconds() // a kernel without schedstat
-		}
-		total += float64(ns) / 1e9
-	}
-	return total, nil
 }

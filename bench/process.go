@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/mailbell/mailbell/bench/cputime"
 )
 
 // processes are the children of one bench. stop ends them all.
@@ -227,33 +229,19 @@ func (ps *processes) kill() {
 	}
 }
 
-// clockTick is the unit of /proc/PID/stat's times: USER_HZ, which is 100 on every Linux that Go runs on.
-const clockTick = 100
-
 // cpuSeconds returns the process's user and system time so far.
 func (p *process) cpuSeconds() (float64, error) {
-	user, system, err := p.cpuTimes()
-	return user + system, err
+	t, err := p.cpuTime()
+	return t.Sum(), err
 }
 
-// cpuTimes returns the process's user and system seconds so far.
-func (p *process) cpuTimes() (user, system float64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+// cpuTime returns what the process has used so far.
+func (p *process) cpuTime() (cputime.Time, error) {
+	t, err := cputime.Process(p.cmd.Process.Pid)
 	if err != nil {
-		return 0, 0, fmt.Errorf("cpu time of %s: %w", p.name, err)
+		return t, fmt.Errorf("%s: %w", p.name, err)
 	}
-	fields := statFields(b)
-	if len(fields) < 13 {
-		return 0, 0, fmt.Errorf("cpu time of %s: /proc/PID/stat has %d fields", p.name, len(fields))
-	}
-	user, err1 := strconv.ParseFloat(fields[11], 64)
-	system, err2 := strconv.ParseFloat(fields[12], 64)
-	return user / clockTick, system / clockTick, errors.Join(err1, err2)
-}
-
-// statFields returns the fields of /proc/PID/stat from the state on. The name in parentheses before it may hold spaces.
-func statFields(b []byte) []string {
-	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	return t, nil
 }
 
 // memory returns a line of the process's /proc/PID/status, such as RssAnon or VmRSS, in bytes.

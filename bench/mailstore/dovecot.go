@@ -15,7 +15,7 @@ import (
 	"github.com/mailbell/mailbell/bench/ledger"
 )
 
-// defaultSessions is Dovecot's default process_limit of its imap service, less some for others.
+// defaultSessions stays below Dovecot's default process_limit of its imap service, 1,024: each session is a process.
 const defaultSessions = 200
 
 // dovecotStore asks a real Dovecot: one LIST with the STATUS of every mailbox (RFC 5819) a poll, over sessions that
@@ -177,13 +177,13 @@ func (d *dovecotStore) Close() error {
 	return nil
 }
 
-// FillDovecot makes every account's mailboxes, so that STATUS has something to say of them.
-func FillDovecot(ctx context.Context, cfg Config) error {
-	for n := range cfg.Accounts {
+// FillDovecot makes the mailboxes of n accounts from one on, so that STATUS has something to say of them.
+func FillDovecot(ctx context.Context, cfg Config, first, n uint32) error {
+	for i := range n {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := fillAccount(cfg, ledger.AccountName(n)); err != nil {
+		if err := fillAccount(cfg, ledger.AccountName(first+i)); err != nil {
 			return fmt.Errorf("make mailboxes: %w", err)
 		}
 	}

@@ -75,7 +75,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.boxes = boxes
 	b.body = appendState(b.body[:0], account, boxes)
 	header["Content-Type"] = contentType
-	_, _ = w.Write(b.body) // sets Content-Length, since it all fits net/http's buffer
+	header["Content-Length"] = []string{strconv.Itoa(len(b.body))} // net/http would answer in chunks what its buffer cannot hold
+	_, _ = w.Write(b.body)
 }
 
 func parseETag(values []string) (uint64, error) {

@@ -117,6 +117,10 @@ func (s *Swarm) read(i int32, now int64) {
 	s.counts.BytesIn += int64(n)
 	b := s.buf[:held+n]
 	status, tag, body, whole := parseAnswer(b)
+	if !whole && len(b) == len(s.buf) { // it never will be
+		s.fail(i, now)
+		return
+	}
 	if !whole {
 		s.partial[u.fd] = append([]byte(nil), b...)
 		return
@@ -188,7 +192,7 @@ var (
 	uidNextMember = []byte(`"mailbox":"INBOX"`)
 )
 
-// parseAnswer splits an answer; whole is false while a part of it is missing.
+// parseAnswer splits an answer; whole is false while a part of it is missing. The status is 0 if nobody can tell where it ends.
 func parseAnswer(b []byte) (status int, tag, body []byte, whole bool) {
 	end := bytes.Index(b, headEnd)
 	if end < 12 {
@@ -199,10 +203,13 @@ func parseAnswer(b []byte) (status int, tag, body []byte, whole bool) {
 	tag = header(head, etagHeader)
 	length := 0
 	if status != 304 {
-		length, _ = strconv.Atoi(string(header(head, lengthHeader)))
+		var err error
+		if length, err = strconv.Atoi(string(header(head, lengthHeader))); err != nil || length < 0 {
+			return 0, nil, nil, true
+		}
 	}
 	body = b[end+len(headEnd):]
-	if length < 0 || len(body) < length {
+	if len(body) < length {
 		return 0, nil, nil, false
 	}
 	return status, tag, body[:length], true

@@ -50,9 +50,9 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// Counts is what the users have seen so far. Counters only grow.
+// Counts is what the users have seen so far. Counters only grow, but for Users at a recount.
 type Counts struct {
-	Users       int   `json:"users"`    // that have had a first answer
+	Users       int   `json:"users"`    // that have had an answer, since the start or the last recount
 	Requests    int   `json:"requests"` // answered
 	NotModified int   `json:"notModified"`
 	Failed      int   `json:"failed"`  // no connection, or no answer
@@ -84,7 +84,7 @@ type user struct {
 	fd     int32
 	state  state
 	tries  uint8
-	known  bool   // has had an answer
+	known  bool   // has had an answer; guarded by mu
 	seq    uint32 // changes that it knows of
 	want   uint32 // changes that it was told of and has to fetch
 	again  bool   // to be fetched once the answer under way is there
@@ -180,6 +180,16 @@ func (s *Swarm) Snapshot() (Counts, []Known) {
 	news := s.news
 	s.news = nil
 	return s.counts, news
+}
+
+// recount forgets who has had an answer.
+func (s *Swarm) recount() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.users {
+		s.users[i].known = false
+	}
+	s.counts.Users = 0
 }
 
 // latencies returns how long answers took, in microseconds.

@@ -2,7 +2,9 @@ package pollswarm
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +14,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/mailbell/mailbell/bench/mailstore"
+	"github.com/mailbell/mailbell/bench/pollserver"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -102,6 +107,64 @@ func TestFetch(t *testing.T) {
 	s.Fetch(1, 1) // known
 	s.Fetch(0, 2)
 	wait(t, s, func(c Counts, _ []Known) bool { return c.Requests == before.Requests+1 })
+}
+
+// Bodies that are larger than net/http's buffer come whole from the poll server: with 100 mailboxes users still learn.
+func TestManyMailboxes(t *testing.T) {
+	words, parent := io.Pipe()
+	answers, child := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- pollserver.Serve(context.Background(), words, child) }()
+	t.Cleanup(func() {
+		parent.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	enc := json.NewEncoder(parent)
+	if err := enc.Encode(pollserver.Config{Addr: "127.0.0.1:0", Store: mailstore.Config{Kind: mailstore.Memory, Accounts: 3, Mailboxes: 100}}); err != nil {
+		t.Fatal(err)
+	}
+	var reply pollserver.Reply
+	if err := json.NewDecoder(answers).Decode(&reply); err != nil {
+		t.Fatal(err)
+	}
+	s := run(t, Config{Target: reply.Addr, Connections: 3, Interval: 20 * time.Millisecond})
+	wait(t, s, func(c Counts, _ []Known) bool { return c.Users == 3 && c.NotModified > 3 })
+	if err := enc.Encode(1); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, s, func(_ Counts, news []Known) bool { return len(news) == 1 && news[0].Account == 1 && news[0].Seq == 1 })
+	if c, _ := s.Snapshot(); c.Failed > 0 || c.Connects > 3 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// An answer whose end nobody can tell is a failure, and never an answer without news.
+func TestChunked(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, strings.Repeat(" ", 3000))
+	}))
+	t.Cleanup(srv.Close)
+	s := run(t, Config{Target: strings.TrimPrefix(srv.URL, "http://"), Connections: 1, Interval: 20 * time.Millisecond})
+	wait(t, s, func(c Counts, _ []Known) bool { return c.Failed > 3 && c.Requests == 0 && c.Users == 0 })
+}
+
+// Users that are counted anew are those with an answer since.
+func TestRecount(t *testing.T) {
+	var changes atomic.Uint32
+	srv := server(t, &changes)
+	s := run(t, Config{Target: strings.TrimPrefix(srv.URL, "http://"), Connections: 5})
+	for i := range 5 {
+		s.Fetch(i, 0)
+	}
+	wait(t, s, func(c Counts, _ []Known) bool { return c.Users == 5 })
+	s.recount()
+	s.Fetch(3, 0)
+	s.Fetch(3, 0)
+	wait(t, s, func(c Counts, _ []Known) bool { return c.Requests >= 6 })
+	s.Fetch(4, 0)
+	wait(t, s, func(c Counts, _ []Known) bool { return c.Users == 2 })
 }
 
 func TestTimers(t *testing.T) {

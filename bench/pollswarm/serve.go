@@ -32,8 +32,9 @@ type Answer struct {
 
 // Lines that Serve takes after the configuration.
 const (
-	CommandMark   = "mark"   // report now, counting the mark
-	CommandFinish = "finish" // close, print the last report, end
+	CommandMark    = "mark"    // report now, counting the mark
+	CommandRecount = "recount" // count users that have had an answer from 0 on again
+	CommandFinish  = "finish"  // close, print the last report, end
 )
 
 const reportEvery = 200 * time.Millisecond
@@ -152,6 +153,8 @@ func (c *clients) obey(lines *bufio.Reader) bool {
 			c.marks++
 			c.mu.Unlock()
 			c.report(nil)
+		case CommandRecount:
+			c.polls.recount()
 		case CommandFinish:
 			return true
 		}

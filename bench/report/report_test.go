@@ -22,10 +22,11 @@ func sample() Comparison {
 		return bench.CompareFigures{Seconds: 10, Changes: 50, Requests: 100, RequestsPerSecond: 10, CPUSeconds: cpu, BytesIn: 1000, BytesOut: 3000, NotModifiedShare: 0.6,
 			LatencyMs: bench.LatencyMs{P50: 5000 * cpu, P90: 9000 * cpu, P99: 9900 * cpu, Max: 10000 * cpu}, PerUserHour: bench.PerUserHour{CPUSeconds: cpu * 3.6}}
 	}
+	ms := func(v float64) *float64 { return &v }
 	side := func(cpu float64) bench.CompareSide {
 		return bench.CompareSide{CompareFigures: figures(cpu), LatencyCDF: [][2]float64{{1, 0}, {100 * cpu, 0.5}, {1000 * cpu, 1}},
 			Timeline: []bench.TimelinePoint{{Seconds: 1, Requests: 10, Cores: cpu, Stage: "measured"}, {Seconds: 2, Stage: "outage"}, {Seconds: 3, Requests: 20, Cores: cpu, Stage: "recovery"}},
-			Outage:   &bench.CompareOutage{Seconds: 1, EveryoneBackMs: 700, CaughtUpMs: 900}}
+			Outage:   &bench.CompareOutage{Seconds: 1, EveryoneBackMs: ms(700), CaughtUpMs: ms(900), WatchedSeconds: 12}}
 	}
 	r := bench.CompareResult{
 		Settings: bench.CompareSettings{Users: 100, PollIntervalMs: 10000, ChangesPerHour: 180, Store: "memory</script>", Mailboxes: 5, OutageSeconds: 1},

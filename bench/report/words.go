@@ -2,7 +2,9 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 
 	"github.com/mailbell/mailbell/bench"
@@ -76,8 +78,8 @@ func plainly(r bench.CompareResult) []string {
 		all = append(all, crossing(c, r.Settings))
 	}
 	if a, b := poll.Outage, push.Outage; a != nil && b != nil {
-		all = append(all, fmt.Sprintf("After an outage of all servers for %.0f s everybody was served again within %s by polling and %s by pushing, and knew of everything within %s and %s. Changes lost: %d and %d.",
-			s.OutageSeconds, milliseconds(a.EveryoneBackMs), milliseconds(b.EveryoneBackMs), milliseconds(a.CaughtUpMs), milliseconds(b.CaughtUpMs), a.Lost, b.Lost))
+		all = append(all, fmt.Sprintf("After an outage of all servers for %.0f s, counted from the moment in which they listened again: everybody was served again after %s by polling and %s by pushing, and knew of everything after %s and %s. Changes lost: %d and %d.",
+			s.OutageSeconds, a.After(a.EveryoneBackMs), b.After(b.EveryoneBackMs), a.After(a.CaughtUpMs), b.After(b.CaughtUpMs), a.Lost, b.Lost))
 	}
 	return all
 }
@@ -99,48 +101,129 @@ type row struct {
 	Poll, Push, Bare string // Bare: without fetch; empty where it means nothing
 }
 
+// none stands where a figure is missing or means nothing.
+const none = "–"
+
+func fixed(v float64, digits int) string { return strconv.FormatFloat(v, 'f', digits, 64) }
+
+func orNone(v *float64, digits int) string {
+	if v == nil {
+		return none
+	}
+	return fixed(*v, digits)
+}
+
+// table collects rows.
+type table struct {
+	poll, push, bare bench.CompareFigures
+	rows             []row
+}
+
+// all adds a figure that the three columns have.
+func (t *table) all(name, unit string, digits int, value func(bench.CompareFigures) float64) {
+	t.rows = append(t.rows, row{name, unit, fixed(value(t.poll), digits), fixed(value(t.push), digits), fixed(value(t.bare), digits)})
+}
+
+// two adds a figure that only the two sides have.
+func (t *table) two(name, unit string, digits int, a, b float64) {
+	t.rows = append(t.rows, row{Name: name, Unit: unit, Poll: fixed(a, digits), Push: fixed(b, digits)})
+}
+
 func rows(r bench.CompareResult) []row {
-	poll, push, bare := r.Poll.CompareFigures, r.Push.CompareFigures, *r.Push.WithoutFetch
-	var all []row
-	add := func(name, unit string, digits int, value func(bench.CompareFigures) float64) {
-		text := func(f bench.CompareFigures) string { return strconv.FormatFloat(value(f), 'f', digits, 64) }
-		all = append(all, row{name, unit, text(poll), text(push), text(bare)})
+	t := &table{poll: r.Poll.CompareFigures, push: r.Push.CompareFigures, bare: *r.Push.WithoutFetch}
+	t.load()
+	t.cpu()
+	t.resources()
+	t.knowledge()
+	t.two("from a request to its answer, p50", "ms", 2, r.Poll.AnswerMs.P50, r.Push.AnswerMs.P50)
+	t.two("from a request to its answer, p99", "ms", 2, r.Poll.AnswerMs.P99, r.Push.AnswerMs.P99)
+	t.two("from a request to its answer, max", "ms", 2, r.Poll.AnswerMs.Max, r.Push.AnswerMs.Max)
+	t.rows = append(t.rows, row{Name: "cores that other programs used meanwhile", Poll: orNone(t.poll.OtherCores, 2), Push: orNone(t.push.OtherCores, 2)})
+	if r.Poll.DeliveryCPUMs > 0 || r.Push.DeliveryCPUMs > 0 {
+		t.two("CPU of a delivery, which is in no other figure", "ms", 2, r.Poll.DeliveryCPUMs, r.Push.DeliveryCPUMs)
 	}
-	add("changes in the mail store", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Changes) })
-	add("requests", "1/s", 1, func(f bench.CompareFigures) float64 { return f.RequestsPerSecond })
-	add("events", "1/s", 1, func(f bench.CompareFigures) float64 { return f.EventsPerSecond })
-	add("answered by 304", "%", 1, func(f bench.CompareFigures) float64 { return 100 * f.NotModifiedShare })
-	add("server CPU", "s", 2, func(f bench.CompareFigures) float64 { return f.CPUSeconds })
-	add("of it user", "s", 2, func(f bench.CompareFigures) float64 { return f.CPUUserSeconds })
-	add("of it system", "s", 2, func(f bench.CompareFigures) float64 { return f.CPUSystemSeconds })
-	add("server CPU per user-hour", "s", 4, func(f bench.CompareFigures) float64 { return f.PerUserHour.CPUSeconds })
-	add("bytes to the servers", "kB", 1, func(f bench.CompareFigures) float64 { return float64(f.BytesIn) / 1e3 })
-	add("bytes to the clients", "kB", 1, func(f bench.CompareFigures) float64 { return float64(f.BytesOut) / 1e3 })
-	add("bytes per user-hour", "kB", 2, func(f bench.CompareFigures) float64 { return f.PerUserHour.Bytes / 1e3 })
-	add("resident memory of the servers", "MiB", 1, func(f bench.CompareFigures) float64 { return float64(f.ResidentBytes) / (1 << 20) })
-	add("server sockets", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Sockets) })
-	add("kernel memory of those sockets", "MiB", 2, func(f bench.CompareFigures) float64 { return float64(f.KernelBytes) / (1 << 20) })
-	add("reads of the mail store", "", 0, func(f bench.CompareFigures) float64 { return float64(f.StoreReads) })
-	add("user knows, p50", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.P50 })
-	add("user knows, p90", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.P90 })
-	add("user knows, p99", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.P99 })
-	add("user knows, max", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.Max })
-	add("changes that a user never knew of", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Unknown) })
-	add("requests without an answer", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Failed) })
-	two := func(name, unit string, digits int, a, b float64) {
-		all = append(all, row{Name: name, Unit: unit, Poll: strconv.FormatFloat(a, 'f', digits, 64), Push: strconv.FormatFloat(b, 'f', digits, 64)})
-	}
-	two("cores that other programs used meanwhile", "", 2, poll.OtherCores, push.OtherCores)
-	two("to bring everybody up: CPU", "s", 2, r.Poll.Connect.CPUSeconds, r.Push.Connect.CPUSeconds)
-	two("quiet stretch: CPU", "s", 2, r.Poll.Quiet.CPUSeconds, r.Push.Quiet.CPUSeconds)
+	t.stretch("to bring everybody up", r.Poll.Connect, r.Push.Connect)
+	t.stretch("quiet stretch", r.Poll.Quiet, r.Push.Quiet)
 	if a, b := r.Poll.Outage, r.Push.Outage; a != nil && b != nil {
-		two("outage: servers down for", "s", 1, a.Seconds, b.Seconds)
-		two("outage: everybody served again after", "s", 1, a.EveryoneBackMs/1e3, b.EveryoneBackMs/1e3)
-		two("outage: everybody knows after", "s", 1, a.CaughtUpMs/1e3, b.CaughtUpMs/1e3)
-		two("outage: CPU from the servers' start to the end", "s", 2, a.CPUSeconds, b.CPUSeconds)
-		two("outage: highest rate of requests", "1/s", 0, a.PeakRequests, b.PeakRequests)
-		two("outage: tries of clients in vain", "", 0, float64(a.Failed), float64(b.Failed))
-		two("outage: changes lost", "", 0, float64(a.Lost), float64(b.Lost))
+		t.outage(a, b)
 	}
-	return all
+	return t.rows
+}
+
+func (t *table) load() {
+	t.all("changes in the mail store", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Changes) })
+	t.all("requests", "1/s", 1, func(f bench.CompareFigures) float64 { return f.RequestsPerSecond })
+	t.all("events", "1/s", 1, func(f bench.CompareFigures) float64 { return f.EventsPerSecond })
+	t.all("answered by 304", "%", 1, func(f bench.CompareFigures) float64 { return 100 * f.NotModifiedShare })
+	t.all("polls that fell due while one was under way", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Late) })
+	t.all("requests without an answer", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Failed) })
+	t.all("connections opened for requests", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Connects) })
+}
+
+func (t *table) cpu() {
+	t.all("server CPU", "s", 3, func(f bench.CompareFigures) float64 { return f.CPUSeconds })
+	t.all("of it user", "s", 3, func(f bench.CompareFigures) float64 { return f.CPUUserSeconds })
+	t.all("of it system", "s", 3, func(f bench.CompareFigures) float64 { return f.CPUSystemSeconds })
+	names := make(map[string]bool)
+	sides := []bench.CompareFigures{t.poll, t.push, t.bare}
+	for _, f := range sides {
+		for name := range f.CPUByProcess {
+			names[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		var cells [3]string
+		for i, f := range sides {
+			cells[i] = none
+			if v, ok := f.CPUByProcess[name]; ok {
+				cells[i] = fixed(v, 3)
+			}
+		}
+		t.rows = append(t.rows, row{"of it the process " + name, "s", cells[0], cells[1], cells[2]})
+	}
+	t.all("server CPU per user-hour", "s", 4, func(f bench.CompareFigures) float64 { return f.PerUserHour.CPUSeconds })
+}
+
+func (t *table) resources() {
+	t.all("bytes to the servers", "kB", 1, func(f bench.CompareFigures) float64 { return float64(f.BytesIn) / 1e3 })
+	t.all("bytes to the clients", "kB", 1, func(f bench.CompareFigures) float64 { return float64(f.BytesOut) / 1e3 })
+	t.all("bytes per user-hour", "kB", 2, func(f bench.CompareFigures) float64 { return f.PerUserHour.Bytes / 1e3 })
+	t.all("resident memory of the servers", "MiB", 1, func(f bench.CompareFigures) float64 { return float64(f.ResidentBytes) / (1 << 20) })
+	t.all("server sockets", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Sockets) })
+	t.all("kernel memory of those sockets", "MiB", 2, func(f bench.CompareFigures) float64 { return float64(f.KernelBytes) / (1 << 20) })
+	t.all("reads of the mail store", "", 0, func(f bench.CompareFigures) float64 { return float64(f.StoreReads) })
+	t.all("reads of the mail store per user-hour", "", 1, func(f bench.CompareFigures) float64 { return f.PerUserHour.StoreReads })
+}
+
+func (t *table) knowledge() {
+	t.all("user knows, p50", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.P50 })
+	t.all("user knows, p90", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.P90 })
+	t.all("user knows, p99", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.P99 })
+	t.all("user knows, max", "ms", 2, func(f bench.CompareFigures) float64 { return f.LatencyMs.Max })
+	t.all("changes that a user never knew of", "", 0, func(f bench.CompareFigures) float64 { return float64(f.Unknown) })
+}
+
+func (t *table) stretch(name string, a, b bench.CompareStretch) {
+	t.two(name+": time", "s", 1, a.Seconds, b.Seconds)
+	t.two(name+": CPU", "s", 3, a.CPUSeconds, b.CPUSeconds)
+	t.two(name+": requests", "", 0, float64(a.Requests), float64(b.Requests))
+	t.two(name+": bytes both ways", "kB", 1, float64(a.BytesIn+a.BytesOut)/1e3, float64(b.BytesIn+b.BytesOut)/1e3)
+}
+
+func (t *table) outage(a, b *bench.CompareOutage) {
+	t.two("outage: servers down for", "s", 1, a.Seconds, b.Seconds)
+	t.two("outage: changes in it and in the recovery", "", 0, float64(a.Changes), float64(b.Changes))
+	t.rows = append(t.rows,
+		row{Name: "outage: everybody served again after", Poll: a.After(a.EveryoneBackMs), Push: b.After(b.EveryoneBackMs)},
+		row{Name: "outage: everybody knows after", Poll: a.After(a.CaughtUpMs), Push: b.After(b.CaughtUpMs)})
+	t.two("outage: user knows, p50", "s", 2, a.LatencyMs.P50/1e3, b.LatencyMs.P50/1e3)
+	t.two("outage: user knows, p99", "s", 2, a.LatencyMs.P99/1e3, b.LatencyMs.P99/1e3)
+	t.two("outage: user knows, max", "s", 2, a.LatencyMs.Max/1e3, b.LatencyMs.Max/1e3)
+	t.two("outage: CPU from the servers' start to the end", "s", 3, a.CPUSeconds, b.CPUSeconds)
+	t.two("outage: bytes to the servers", "kB", 1, float64(a.BytesIn)/1e3, float64(b.BytesIn)/1e3)
+	t.two("outage: bytes to the clients", "kB", 1, float64(a.BytesOut)/1e3, float64(b.BytesOut)/1e3)
+	t.two("outage: highest rate of requests", "1/s", 0, a.PeakRequests, b.PeakRequests)
+	t.two("outage: most cores", "", 2, a.PeakCores, b.PeakCores)
+	t.two("outage: tries of clients in vain", "", 0, float64(a.Failed), float64(b.Failed))
+	t.two("outage: changes lost", "", 0, float64(a.Lost), float64(b.Lost))
 }

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/mailbell/mailbell/bench/cputime"
 )
 
 // measure takes the side's figures, with mail and without.
@@ -51,22 +53,15 @@ func (s *side) measure(ctx context.Context, r *Result) error {
 
 // measureDelivery delivers to users whose pages don't ask.
 func (s *side) measureDelivery(ctx context.Context, r *Result) error {
-	before, err := s.cpu()
-	if err != nil {
-		return err
-	}
-	for i := range deliveries {
+	seconds, err := cputime.PerCall(s.roots["dovecot"], deliveries, func(i int) error {
 		u := s.users[i%len(s.users)]
 		u.changes()
-		if err := s.deliver(ctx, u.name); err != nil {
-			return err
-		}
-	}
-	after, err := s.cpu()
+		return s.deliver(ctx, u.name)
+	})
 	if err != nil {
 		return err
 	}
-	r.DeliveryCPUMs = 1000 * (after["dovecot"] - before["dovecot"]) / deliveries
+	r.DeliveryCPUMs = 1000 * seconds
 	for _, u := range s.users {
 		u.forget()
 		if err := u.ask(ctx, "refresh"); err != nil { // the next one has nothing to catch up with

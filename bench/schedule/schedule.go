@@ -19,7 +19,8 @@ type Config struct {
 	PerHour  float64       // changes an account sees in an hour, on average over the Duration
 	Burst    float64       // mean changes of a burst (a mailing list, a filter run); up to 1 means that each change comes alone
 	Diurnal  bool          // squeeze a day into the Duration: the rate rises and falls as a site's does
-	Duration time.Duration // changes come from 0 up to here
+	RunIn    time.Duration // before the Duration, at the rate with which that begins
+	Duration time.Duration // changes come from 0 up to the end of both
 }
 
 // maxChanges bounds what a schedule keeps in memory (16 bytes each).
@@ -37,9 +38,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("schedule: %v changes an hour: must be from 0 to 1000000", c.PerHour)
 	case c.Burst < 0 || c.Burst > 1000:
 		return fmt.Errorf("schedule: bursts of %v changes: must be at most 1000", c.Burst)
-	case c.Duration <= 0:
-		return errors.New("schedule: the duration must be positive")
-	case float64(c.Users)*c.PerHour*c.Duration.Hours() > maxChanges:
+	case c.Duration <= 0 || c.RunIn < 0:
+		return errors.New("schedule: the duration must be positive, and what comes before it not negative")
+	case float64(c.Users)*c.PerHour*(c.RunIn+c.Duration).Hours() > maxChanges:
 		return fmt.Errorf("schedule: over %d changes: take fewer users, a lower rate or a shorter duration", maxChanges)
 	}
 	return nil
@@ -65,14 +66,15 @@ func Changes(c Config) []Change {
 	if arrivals == 0 {
 		return nil
 	}
+	end := float64(c.RunIn + c.Duration)
 	for user := range c.Users {
 		random := rand.New(rand.NewPCG(c.Seed, uint64(user)))
-		for at := random.ExpFloat64() / arrivals; at < float64(c.Duration); at += random.ExpFloat64() / arrivals {
-			if c.Diurnal && random.Float64()*peak > Day(at/float64(c.Duration)) {
+		for at := random.ExpFloat64() / arrivals; at < end; at += random.ExpFloat64() / arrivals {
+			if c.Diurnal && random.Float64()*peak > Day(max(0, at-float64(c.RunIn))/float64(c.Duration)) {
 				continue
 			}
 			t := at
-			for size := geometric(random, burst); size > 0 && t < float64(c.Duration); size-- {
+			for size := geometric(random, burst); size > 0 && t < end; size-- {
 				all = append(all, Change{At: time.Duration(t), Account: uint32(user)})
 				t += random.ExpFloat64() * float64(burstGap)
 			}

@@ -39,6 +39,18 @@ func TestChanges(t *testing.T) {
 			if got[len(got)-1].At >= tt.cfg.Duration {
 				t.Error("a change after the end")
 			}
+			tt.cfg.RunIn = tt.cfg.Duration / 5
+			count := make(map[bool]float64) // within the duration, or before it
+			for _, c := range Changes(tt.cfg) {
+				count[c.At >= tt.cfg.RunIn]++
+			}
+			before := want / 5
+			if tt.cfg.Diurnal {
+				before *= Day(0)
+			}
+			if math.Abs(count[true]-want) > 0.08*want || math.Abs(count[false]-before) > 0.25*before {
+				t.Errorf("behind a stretch before it there are %v changes, and %v in that: want about %v and %v", count[true], count[false], want, before)
+			}
 		})
 	}
 }
@@ -77,7 +89,7 @@ func TestValidate(t *testing.T) {
 	}
 	for _, change := range []func(*Config){
 		func(c *Config) { c.Users = 0 }, func(c *Config) { c.PerHour = -1 }, func(c *Config) { c.PerHour = math.NaN() },
-		func(c *Config) { c.Burst = -1 }, func(c *Config) { c.Duration = 0 }, func(c *Config) { c.Users, c.PerHour, c.Duration = 1e6, 1e4, time.Hour },
+		func(c *Config) { c.Burst = -1 }, func(c *Config) { c.Duration = 0 }, func(c *Config) { c.RunIn = -1 }, func(c *Config) { c.Users, c.PerHour, c.Duration = 1e6, 1e4, time.Hour },
 	} {
 		bad := good
 		change(&bad)

@@ -70,13 +70,13 @@ func newBenchCompareCommand(t terminal) *cobra.Command {
 	fs.Float64Var(&cfg.NotModified, "not-modified", 0, "share of the polls at --poll-interval that find nothing new (default 0.6)")
 	fs.Float64Var(&cfg.Burst, "burst", 0, "changes come in bursts of this many on average (default: each alone)")
 	fs.BoolVar(&cfg.Diurnal, "diurnal", false, "squeeze a day's curve of load into the duration")
-	fs.DurationVar(&cfg.Duration, "duration", 0, "`time` that is measured, for each side (default 1m)")
+	fs.DurationVar(&cfg.Duration, "duration", 0, "`time` that is measured, for each side; at least two of the longest interval (default 1m)")
 	fs.DurationVar(&cfg.Quiet, "quiet", 0, "`time` without changes before it (default 10s)")
 	fs.DurationVar(&cfg.Outage, "outage", 0, "`time` for which all servers are down afterwards; -1s none (default 1m)")
 	fs.StringVar(&cfg.Store, "store", "", "what is polled: "+mailstore.Memory+", "+mailstore.SQLite+" or "+mailstore.Dovecot+", or Debian's "+storeRoundcube+" (default "+mailstore.Memory+")")
 	fs.IntVar(&cfg.Mailboxes, "mailboxes", 0, "mailboxes of an account (default 5)")
 	fs.DurationSliceVar(&cfg.Sweep, "sweep", nil, "poll again at these `intervals`, such as 2s,5s,30s, with the same changes")
-	fs.DurationVar(&cfg.KeepAlive, "keep-alive", 0, "`time` after which an idle HTTP connection is closed (default 75s; a poll's is always kept)")
+	fs.DurationVar(&cfg.KeepAlive, "keep-alive", 0, "`time` after which the pushing side's idle HTTP connections are closed (default 75s; a poll's are always kept)")
 	fs.StringSliceVar(&cfg.Brokers, "brokers", nil, "Kafka's bootstrap servers, whose CPU is not counted (default: the embedded log)")
 	fs.IntVar(&cfg.Notifiers, "notifiers", 0, "notifier processes, with --brokers (default 1)")
 	fs.Uint64Var(&cfg.Seed, "seed", 1, "seed of the changes")
@@ -105,7 +105,7 @@ func printCompare(w io.Writer, r bench.CompareResult) {
 	row("requests/s", "%.1f", func(f bench.CompareFigures) any { return f.RequestsPerSecond })
 	row("events/s", "%.1f", func(f bench.CompareFigures) any { return f.EventsPerSecond })
 	row("share of 304", "%.3f", func(f bench.CompareFigures) any { return f.NotModifiedShare })
-	row("CPU s", "%.2f", func(f bench.CompareFigures) any { return f.CPUSeconds })
+	row("CPU s", "%.3f", func(f bench.CompareFigures) any { return f.CPUSeconds })
 	row("kB to servers", "%d", func(f bench.CompareFigures) any { return f.BytesIn / 1000 })
 	row("kB to clients", "%d", func(f bench.CompareFigures) any { return f.BytesOut / 1000 })
 	row("resident MiB", "%d", func(f bench.CompareFigures) any { return f.ResidentBytes >> 20 })
@@ -114,20 +114,29 @@ func printCompare(w io.Writer, r bench.CompareResult) {
 	row("known p50 ms", "%.1f", func(f bench.CompareFigures) any { return f.LatencyMs.P50 })
 	row("known p99 ms", "%.1f", func(f bench.CompareFigures) any { return f.LatencyMs.P99 })
 	row("never known", "%d", func(f bench.CompareFigures) any { return f.Unknown })
+	row("polls late", "%d", func(f bench.CompareFigures) any { return f.Late })
+	row("other programs' cores", "%s", func(f bench.CompareFigures) any { return coresOf(f) })
 	tw.Flush()
 	fmt.Fprintf(w, "\npoll over push: CPU %.3g (%.3g without fetch), bytes %.3g (%.3g), store reads %.3g\n",
 		r.Ratio.CPU, r.Ratio.CPUWithoutFetch, r.Ratio.Bytes, r.Ratio.BytesWithoutFetch, r.Ratio.StoreReads)
 	for i, o := range []*bench.CompareOutage{r.Poll.Outage, r.Push.Outage} {
 		if o != nil {
-			fmt.Fprintf(w, "outage of %.0f s, %s: everyone back after %.1f s, caught up after %.1f s, %.2f s of CPU, %d lost\n", o.Seconds,
-				[]string{"poll", "push"}[i], o.EveryoneBackMs/1000, o.CaughtUpMs/1000, o.CPUSeconds, o.Lost)
+			fmt.Fprintf(w, "outage of %.0f s, %s: everyone back after %s, caught up after %s, %.3f s of CPU, %d lost\n", o.Seconds,
+				[]string{"poll", "push"}[i], o.After(o.EveryoneBackMs), o.After(o.CaughtUpMs), o.CPUSeconds, o.Lost)
 		}
 	}
 	for _, p := range r.Sweep {
-		fmt.Fprintf(w, "every %gs: %.1f requests/s, %.3f of 304, CPU %.2f s, known p50 %.0f ms\n", p.IntervalSeconds,
-			p.Poll.RequestsPerSecond, p.Poll.NotModifiedShare, p.Poll.CPUSeconds, p.Poll.LatencyMs.P50)
+		fmt.Fprintf(w, "every %gs: %.1f requests/s, %.3f of 304, CPU %.3f s, known p50 %.0f ms, %d late, other programs' cores %s\n", p.IntervalSeconds,
+			p.Poll.RequestsPerSecond, p.Poll.NotModifiedShare, p.Poll.CPUSeconds, p.Poll.LatencyMs.P50, p.Poll.Late, coresOf(p.Poll))
 	}
 	if c := r.Crossing; c != nil && c.CPUSeconds > 0 {
 		fmt.Fprintf(w, "polling costs less CPU than pushing at intervals over %.3g s\n", c.CPUSeconds)
 	}
+}
+
+func coresOf(f bench.CompareFigures) string {
+	if f.OtherCores == nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%.2f", *f.OtherCores)
 }

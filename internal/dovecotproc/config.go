@@ -78,6 +78,15 @@ service imap-login {
 }
 service anvil {
   chroot =
+{{- if .Options.IMAPProcesses}}
+  client_limit = {{.Clients}}
+}
+service auth {
+  client_limit = {{.Clients}}
+}
+service imap {
+  process_limit = {{.Options.IMAPProcesses}}
+{{- end}}
 }
 service lmtp {
   inet_listener lmtp {
@@ -85,6 +94,9 @@ service lmtp {
   }
 }
 `))
+
+// otherClients is how many processes beside IMAP's ask anvil and auth at once.
+const otherClients = 1000
 
 // driver is one push notification driver; the first has no number, the second has 2.
 type driver struct {
@@ -128,7 +140,7 @@ func (s *Server) config(opts Options) (string, error) {
 	var b strings.Builder
 	if err := configTemplate.Execute(&b, map[string]any{
 		"Dir": s.dir, "User": name, "Group": group, "Root": root, "Password": Password,
-		"Options": opts, "Drivers": drivers, "Plugin": settings, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
+		"Clients": opts.IMAPProcesses + otherClients, "Options": opts, "Drivers": drivers, "Plugin": settings, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
 	}); err != nil {
 		return "", fmt.Errorf("write configuration: %w", err)
 	}

@@ -49,6 +49,9 @@ type Options struct {
 	OXURL string
 	// Plugin adds settings to the plugin section.
 	Plugin map[string]string
+	// IMAPProcesses is how many IMAP sessions there may be at once; each is a process. 0 means
+	// Dovecot's own limit, 1,024.
+	IMAPProcesses int
 	// Shared makes mailboxes shared by ACL appear under shared/<owner>/.
 	Shared bool
 }

@@ -117,20 +117,21 @@ var mailbellCharts = (function () {
     });
     return o;
   }
-  function perHour(result, value) { return parseFloat((value / (result.poll.seconds / 3600 * result.settings.users)).toPrecision(4)); }
+  // perHour divides a side's figure by its own user-hours.
+  function perHour(result, side, value) { return parseFloat((value / (side.seconds / 3600 * result.settings.users)).toPrecision(4)); }
   function cpuBars(result, theme) {
     var push = result.push, bare = push.withoutFetch || push;
     return bars(theme, "CPU seconds per user-hour", [
-      { name: "poll server", color: theme.poll, data: [perHour(result, result.poll.cpuSeconds), 0, 0] },
-      { name: "mailbell", color: theme.push, data: [0, perHour(result, bare.cpuSeconds), perHour(result, bare.cpuSeconds)] },
-      { name: "fetches", color: theme.pushSoft, data: [0, perHour(result, Math.max(0, push.cpuSeconds - bare.cpuSeconds)), 0] },
+      { name: "poll server", color: theme.poll, data: [perHour(result, result.poll, result.poll.cpuSeconds), 0, 0] },
+      { name: "mailbell", color: theme.push, data: [0, perHour(result, bare, bare.cpuSeconds), perHour(result, bare, bare.cpuSeconds)] },
+      { name: "fetches", color: theme.pushSoft, data: [0, perHour(result, push, Math.max(0, push.cpuSeconds - bare.cpuSeconds)), 0] },
     ]);
   }
   function byteBars(result, theme) {
     var push = result.push, bare = push.withoutFetch || push;
     return bars(theme, "bytes per user-hour", [
-      { name: "to the servers", color: theme.muted, data: [perHour(result, result.poll.bytesIn), perHour(result, push.bytesIn), perHour(result, bare.bytesIn)] },
-      { name: "to the clients", color: theme.push, data: [perHour(result, result.poll.bytesOut), perHour(result, push.bytesOut), perHour(result, bare.bytesOut)] },
+      { name: "to the servers", color: theme.muted, data: [perHour(result, result.poll, result.poll.bytesIn), perHour(result, push, push.bytesIn), perHour(result, bare, bare.bytesIn)] },
+      { name: "to the clients", color: theme.push, data: [perHour(result, result.poll, result.poll.bytesOut), perHour(result, push, push.bytesOut), perHour(result, bare, bare.bytesOut)] },
     ]);
   }
   function sweep(result, theme) {
