@@ -199,16 +199,16 @@ func (t *series) run() {
 // sample is a reading of what costs little. Servers that are down cost nothing.
 type sample struct {
 	at      time.Time
-	cpu     map[int]float64
+	cpu     map[string]float64 // by server process
 	totals  totals
 	changes int
 }
 
 func (t *series) sample() sample {
-	s := sample{at: time.Now(), cpu: make(map[int]float64), totals: t.side.clients.now(), changes: t.side.books.made()}
-	for i, m := range t.side.running() {
+	s := sample{at: time.Now(), cpu: make(map[string]float64), totals: t.side.clients.now(), changes: t.side.books.made()}
+	for _, m := range t.side.running() {
 		if c, err := m.cpuTime(); err == nil {
-			s.cpu[i] = c.Sum()
+			s.cpu[m.label()] = c.Sum()
 		}
 	}
 	return s
@@ -218,8 +218,8 @@ func (t *series) add(a, b sample) {
 	seconds := b.at.Sub(a.at).Seconds()
 	rate := func(from, to float64) float64 { return significant(max(0, to-from)/seconds, 4) }
 	cores := 0.0
-	for i, c := range b.cpu {
-		cores += max(0, c-a.cpu[i])
+	for name, c := range b.cpu {
+		cores += max(0, c-a.cpu[name])
 	}
 	cores = max(0, cores-t.side.webmail.deliverySeconds*float64(b.changes-a.changes))
 	t.mu.Lock()

@@ -19,11 +19,11 @@ func (s *side) outage(ctx context.Context) error {
 	s.series.enter("outage")
 	s.say("all servers are down for %v", s.cfg.Outage)
 	before := s.clients.now()
-	s.setUp(nil)
 	if s.site != nil {
 		s.site.kill()
 	}
 	s.webmail.kill()
+	s.setUp(s.servers()) // what was not killed
 	done := make(chan error, 1)
 	go func() { done <- s.driver.run(ctx, changes, start) }() // awaited below
 	err := s.clients.recount(ctx)

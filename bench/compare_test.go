@@ -1,10 +1,14 @@
 package bench
 
 import (
+	"encoding/json"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/mailbell/mailbell/bench/cputime"
+	"github.com/mailbell/mailbell/bench/mailstore"
 	"github.com/mailbell/mailbell/bench/pollswarm"
 )
 
@@ -33,6 +37,42 @@ func TestCompareBooks(t *testing.T) {
 	}
 	if points := cdfOf(sorted); points[len(points)-1] != [2]float64{40, 1} {
 		t.Errorf("distribution ends at %v", points[len(points)-1])
+	}
+}
+
+// A recovery that never came is none, and not the fastest.
+func TestOutageAfter(t *testing.T) {
+	ms := 0.0
+	o := CompareOutage{EveryoneBackMs: &ms, WatchedSeconds: 42}
+	if back, caughtUp := o.After(o.EveryoneBackMs), o.After(o.CaughtUpMs); back != "0.0 s" || caughtUp != "not within 42 s" {
+		t.Errorf("everybody is back after %q, and caught up after %q", back, caughtUp)
+	}
+	if b, err := json.Marshal(o); err != nil || !strings.Contains(string(b), `"everyoneBackMs":0,"caughtUpMs":null`) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// What deliveries take is no part of what Dovecot is asked for, and no other program's either.
+func TestCPUBetween(t *testing.T) {
+	at := time.Now()
+	a := reading{at: at, cpu: map[string]cputime.Time{mailstore.Dovecot: {User: 10}, "run": {User: 3}}, deliveries: 4, machine: 100}
+	b := reading{at: at.Add(2 * time.Second), cpu: map[string]cputime.Time{mailstore.Dovecot: {User: 13, System: 1}, "run": {User: 3.5}, "pollserver": {User: 0.25}}, deliveries: 5, machine: 106}
+	sum, by := cpuBetween(a, b)
+	if sum != (cputime.Time{User: 3, System: 0.75}) || by[mailstore.Dovecot] != 3 || by["run"] != 0.5 || by["pollserver"] != 0.25 {
+		t.Errorf("sum %+v of %v", sum, by)
+	}
+	if got := otherCores(a, b); got != round2((6-4-0.5-0.25)/2) {
+		t.Errorf("other programs used %v cores", got)
+	}
+}
+
+// Every side and every interval is measured over the same changes, with two polls of each user at least.
+func TestCompareSchedule(t *testing.T) {
+	cfg := CompareConfig{Interval: time.Second, Duration: 5 * time.Second, Sweep: []time.Duration{10 * time.Second, 2 * time.Second}}.withDefaults()
+	at := cfg
+	at.Interval = 10 * time.Second
+	if s := cfg.schedule(); s != at.schedule() || s.RunIn != 10*time.Second || s.Duration != 20*time.Second {
+		t.Errorf("schedule %+v", s)
 	}
 }
 
@@ -78,7 +118,7 @@ func TestCompareConfig(t *testing.T) {
 		t.Error(err)
 	}
 	for _, bad := range []CompareConfig{{Users: 20000}, {Interval: time.Millisecond}, {Jitter: 2}, {NotModified: 1}, {ChangeRate: 1, NotModified: 0.5}, {Store: "oracle"},
-		{Mailboxes: 1000}, {Sweep: []time.Duration{0}}, {ChangeRate: 1e7}, {Outage: time.Hour}} {
+		{Mailboxes: 1000}, {KeepAlive: -1}, {Interval: time.Hour}, {Sweep: []time.Duration{0}}, {ChangeRate: 1e7}, {Outage: time.Hour}} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v is accepted", bad)
 		}

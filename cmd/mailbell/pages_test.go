@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/mailbell/mailbell/bench/report"
@@ -118,46 +115,4 @@ func readComparison(t *testing.T, name string) report.Comparison {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// TestCompare runs a small comparison as processes and checks what it promises: the same changes, nothing lost, honest sums.
-func TestCompare(t *testing.T) {
-	html := filepath.Join(t.TempDir(), "r.html")
-	var complaints bytes.Buffer
-	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, mailbellBinary(t), "bench", "compare", "--users", "60", "--poll-interval", "1s", "--duration", "3s", "--quiet", "1s",
-		"--outage", "1s", "--store", "sqlite", "--json", "--report", html)
-	cmd.Stderr = &complaints
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("bench compare: %v\n%s", err, &complaints)
-	}
-	c, err := report.Read(bytes.NewReader(out))
-	if err != nil {
-		t.Fatal(err)
-	}
-	poll, push := c.Result.Poll, c.Result.Push
-	switch {
-	// A change at the end of the stretch that is measured may fall to either side of it.
-	case poll.Changes == 0 || math.Abs(float64(poll.Changes-push.Changes)) > 5:
-		t.Errorf("%d changes polled, %d pushed: want the same but for the edges", poll.Changes, push.Changes)
-	case push.Unknown+poll.Unknown > 0 || push.Outage.Lost > 0:
-		t.Errorf("lost: polling %d, pushing %d and %d in the outage", poll.Unknown, push.Unknown, push.Outage.Lost)
-	case math.Abs(float64(push.Events-push.Changes)) > 5 || push.Requests == 0 || push.WithoutFetch.Requests != 0:
-		t.Errorf("%d events of %d changes, %d fetches", push.Events, push.Changes, push.Requests)
-	case poll.NotModifiedShare < 0.4 || poll.NotModifiedShare > 0.8:
-		t.Errorf("%v of the polls were answered by 304, want about 0.6", poll.NotModifiedShare)
-	case poll.LatencyMs.P50 < push.LatencyMs.P50:
-		t.Errorf("latencies: polling %v, pushing %v", poll.LatencyMs, push.LatencyMs)
-	case poll.BytesIn == 0 || poll.BytesOut == 0 || push.BytesIn == 0 || push.BytesOut < push.WithoutFetch.BytesOut:
-		t.Errorf("bytes: polling %d, %d, pushing %d, %d", poll.BytesIn, poll.BytesOut, push.BytesIn, push.BytesOut)
-	case poll.Sockets != 60 || poll.KernelBytes < 60*2000 || poll.ResidentBytes < 1<<20:
-		t.Errorf("%d sockets of %d bytes, %d resident", poll.Sockets, poll.KernelBytes, poll.ResidentBytes)
-	case poll.StoreReads < int64(poll.Requests):
-		t.Errorf("%d store reads in %d polls", poll.StoreReads, poll.Requests)
-	}
-	if info, err := os.Stat(html); err != nil || info.Size() < 1<<20 || time.Since(info.ModTime()) > time.Minute {
-		t.Errorf("the report: %v", err)
-	}
 }
