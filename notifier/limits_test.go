@@ -67,7 +67,7 @@ func TestLimitsAreCounted(t *testing.T) {
 		{"missed", func(c *Config) { c.Backlog, c.WriteTimeout = 2<<10, time.Hour },
 			func(r *rig) {
 				slow := pourInto(r)
-				eventually(r.t, "events are dropped", func() bool { return r.metrics.dropped.Load() > 0 })
+				eventually(r.t, "events are dropped", func() bool { return r.metrics.allDropped() > 0 })
 				go io.Copy(io.Discard, slow.conn)
 			},
 			func(m *metrics) prometheus.Counter { return m.missed.WithLabelValues(string(schema.MissedSlow)) }},

@@ -15,7 +15,7 @@ type metrics struct {
 	pauses     *prometheus.CounterVec // reason
 	framesIn   tally
 	eventsOut  tally
-	dropped    tally
+	dropped    [dropReasons]tally
 	missed     *prometheus.CounterVec // reason
 	catchUps   *prometheus.CounterVec // kind
 	errors     *prometheus.CounterVec // code
@@ -26,6 +26,20 @@ type metrics struct {
 	fenced     tally
 	takenOver  tally
 }
+
+// dropReason says why a slow client did not get an event.
+type dropReason uint8
+
+const (
+	dropMissed     dropReason = iota // it will be told anyway that it missed something
+	dropConnection                   // what is parked for it is as much as one client may have
+	dropTotal                        // what is parked for all is as much as all may have
+	dropDiscarded                    // it was parked, and went with the backlog
+	dropReasons
+)
+
+// dropLabels are the reasons as the metric's label has them.
+var dropLabels = [dropReasons]string{"missed", "backlog", "totalBacklog", "discarded"}
 
 // tally is a counter that we read ourselves as well.
 type tally struct{ atomic.Uint64 }
@@ -60,7 +74,6 @@ func newMetrics(reg prometheus.Registerer, s *shared) *metrics {
 			counter("accepts_total", "Connections accepted from the kernel.", &m.accepts),
 			counter("frames_received_total", "Frames received from clients, control frames among them.", &m.framesIn),
 			counter("events_sent_total", "Events written or parked for clients.", &m.eventsOut),
-			counter("events_dropped_total", "Events that a slow client did not get; it is told by a missed frame.", &m.dropped),
 			counter("pings_total", "WebSocket pings sent to silent connections.", &m.pings),
 			counter("records_received_total", "Events received from bus nodes.", &m.records),
 			counter("records_fenced_total", "Events dropped because their sender does not own the partition any more.", &m.fenced),
@@ -70,6 +83,12 @@ func newMetrics(reg prometheus.Registerer, s *shared) *metrics {
 			gauge("handshakes", "Handshakes under way.", func() float64 { return float64(s.admit.handshakes.Load()) }),
 			gauge("backlog_bytes", "Bytes parked for slow clients.", func() float64 { return float64(s.backlog.Load()) }),
 		)
+		for reason := range m.dropped {
+			reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+				Name: metricPrefix + "events_dropped_total", Help: "Events that a slow client did not get, by reason; it is told by a missed frame.",
+				ConstLabels: prometheus.Labels{"reason": dropLabels[reason]},
+			}, func() float64 { return float64(m.dropped[reason].Load()) }))
+		}
 	}
 	return m
 }

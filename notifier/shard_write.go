@@ -111,7 +111,7 @@ func (sh *shard) queue(x *extra, frame []byte, limit int) bool {
 func (sh *shard) pushEvent(i uint32, c *slot, n uint32, frame []byte) {
 	s := sh.subs.all.at(n)
 	if s.filter&subMissed != 0 {
-		sh.metrics.dropped.Inc()
+		sh.metrics.dropped[dropMissed].Inc()
 		return
 	}
 	x := sh.busy(c)
@@ -121,7 +121,7 @@ func (sh *shard) pushEvent(i uint32, c *slot, n uint32, frame []byte) {
 	}
 	s.filter |= subQueued
 	if !sh.queue(x, frame, sh.cfg.Backlog) {
-		sh.metrics.dropped.Inc()
+		sh.metrics.dropped[sh.noRoom(len(x.out)+len(frame))].Inc()
 		sh.overflow(c, x)
 		return
 	}
@@ -141,7 +141,7 @@ func (sh *shard) pushFirst(i uint32, c *slot, s *sub, frame []byte) {
 			return
 		}
 		s.filter |= subMissed
-		sh.metrics.dropped.Inc()
+		sh.metrics.dropped[sh.noRoom(left)].Inc()
 		sh.blocked(i, c)
 		return
 	default:
@@ -151,13 +151,21 @@ func (sh *shard) pushFirst(i uint32, c *slot, s *sub, frame []byte) {
 	sh.metrics.eventsOut.Inc()
 }
 
+// noRoom is why a backlog of n bytes may not be.
+func (sh *shard) noRoom(n int) dropReason {
+	if n > sh.cfg.Backlog {
+		return dropConnection
+	}
+	return dropTotal
+}
+
 // overflow drops the events of a backlog; answers stay.
 func (sh *shard) overflow(c *slot, x *extra) {
 	kept := x.partial
 	for at := x.partial; at < len(x.out); {
 		size, payload := frameAt(x.out[at:])
 		if bytes.HasPrefix(payload, []byte(`{"type":"event"`)) {
-			sh.metrics.dropped.Inc()
+			sh.metrics.dropped[dropDiscarded].Inc()
 		} else {
 			kept += copy(x.out[kept:], x.out[at:at+size])
 		}

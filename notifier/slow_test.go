@@ -16,7 +16,8 @@ func TestSlowReader(t *testing.T) {
 	for _, caps := range []struct {
 		name           string
 		backlog, total int
-	}{{"its own cap", 4 << 10, 64 << 20}, {"the cap of all", 64 << 20, 4 << 10}} {
+		reason         dropReason
+	}{{"its own cap", 4 << 10, 64 << 20, dropConnection}, {"the cap of all", 64 << 20, 4 << 10, dropTotal}} {
 		t.Run(caps.name, func(t *testing.T) {
 			r := start(t, func(c *Config) { c.Backlog, c.TotalBacklog = caps.backlog, caps.total })
 			const a = "alice@example.com"
@@ -25,13 +26,19 @@ func TestSlowReader(t *testing.T) {
 			quick.subscribe("1", a)
 			big := event(a, strings.Repeat("m", 1000), "e")
 			var last schema.Position
-			for n := 0; r.metrics.dropped.Load() < 10; n++ {
+			for n := 0; r.metrics.dropped[dropMissed].Load() < 10; n++ {
 				if n == 100000 {
 					t.Fatal("nothing is ever dropped")
 				}
 				last = r.bus.publish(a, big)
 				if f := quick.expect(schema.FrameEvent); f.Position != last {
 					t.Fatalf("%+v", f)
+				}
+			}
+			for reason := range r.metrics.dropped {
+				wanted := dropReason(reason) == caps.reason || dropReason(reason) == dropMissed || dropReason(reason) == dropDiscarded
+				if n := r.metrics.dropped[reason].Load(); (n > 0) != wanted {
+					t.Errorf("%d events were dropped for the reason %s", n, dropLabels[reason])
 				}
 			}
 			// Answers are never dropped.

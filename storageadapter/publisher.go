@@ -142,18 +142,17 @@ func (p *Publisher) PublishEncoded(ctx context.Context, events ...Encoded) ([]sc
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	start := time.Now()
-	positions, failed, err := p.publish(ctx, events)
+	positions, failed, err := p.publish(ctx, events, start)
 	if err != nil {
 		p.metrics.failures.WithLabelValues(reasonOf(err)).Add(float64(failed))
 		err = fmt.Errorf("publish: %w", err)
 	}
-	p.traced(trace.Accepted, events, start)
 	p.metrics.published.Add(float64(len(events) - failed))
 	p.metrics.seconds.Observe(time.Since(start).Seconds())
 	return positions, err
 }
 
-func (p *Publisher) publish(ctx context.Context, events []Encoded) (positions []schema.Position, failed int, err error) {
+func (p *Publisher) publish(ctx context.Context, events []Encoded, start time.Time) (positions []schema.Position, failed int, err error) {
 	// The epochs come first: without one there is no position to answer with, and an event must
 	// not be on the log while its publisher hears of a failure that could be known before.
 	partitions := p.log.Partitions()
@@ -178,7 +177,8 @@ func (p *Publisher) publish(ctx context.Context, events []Encoded) (positions []
 	if err != nil && !isPartial {
 		return nil, len(events), err
 	}
-	p.traced(trace.OnTheLog, events, appending)
+	p.traced(trace.OnTheLog, events, partial, appending)
+	p.traced(trace.Accepted, events, partial, start)
 	positions = make([]schema.Position, len(events))
 	for i := range at {
 		if isPartial && partial.Failed[i] != nil {

@@ -46,7 +46,7 @@ var project = Rules{
 		"github.com/MicahParks":               {"internal/auth"},
 		"github.com/coreos/go-systemd/v22":    {"internal/ops"},
 		"google.golang.org/grpc":              {"bus", "notifier", "schema/link"},
-		"google.golang.org/protobuf":          {"bus", "notifier", "schema/link"},
+		"google.golang.org/protobuf":          {"bus", "notifier", "schema/link", "internal/trace"},
 		"github.com/prometheus/client_golang": {"internal", "storageadapter", "bus", "notifier", "bench", "cmd"},
 		"github.com/prometheus/client_model":  {"bench"},
 		"github.com/HdrHistogram":             {"bench"},
