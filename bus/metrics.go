@@ -80,7 +80,7 @@ type collector struct {
 	metrics *metrics
 
 	records, duplicates, deliveries, answers, resets    *prometheus.Desc
-	partitions, links, queued, notifiers                *prometheus.Desc
+	partitions, topic, links, queued, notifiers         *prometheus.Desc
 	windowRecords, windowBytes, indexAccounts, indexMem *prometheus.Desc
 	routes, parked                                      *prometheus.Desc
 }
@@ -96,7 +96,8 @@ func newCollector(n *Node, m *metrics) *collector {
 		deliveries:    desc("deliveries_total", "Events sent to notifiers: each event as often as links want it."),
 		answers:       desc("answers_total", "Answers to subscribe and resume requests of notifiers, by kind.", "answer"),
 		resets:        desc("resets_total", "Gaps in the log and changes of its epoch, after which clients have to fetch."),
-		partitions:    desc("partitions", "Partitions by state: owned, reading (not yet caught up), leaving (another node has them).", "state"),
+		partitions:    desc("partitions", "Partitions by state: owned, reading (not yet caught up), leaving (another node has them), standin (served for an owner that notifiers do not reach).", "state"),
+		topic:         desc("topic_partitions", "Partitions of the topic, whoever has them."),
 		links:         desc("links", "Links that are up."),
 		queued:        desc("link_queued_bytes", "Bytes that wait on all links together."),
 		notifiers:     desc("notifiers", "Notifiers linked to this node, by state.", "state"),
@@ -111,7 +112,7 @@ func newCollector(n *Node, m *metrics) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.records, c.duplicates, c.deliveries, c.answers, c.resets, c.partitions, c.links, c.queued,
+	for _, d := range []*prometheus.Desc{c.records, c.duplicates, c.deliveries, c.answers, c.resets, c.partitions, c.topic, c.links, c.queued,
 		c.notifiers, c.windowRecords, c.windowBytes, c.indexAccounts, c.indexMem, c.routes, c.parked} {
 		ch <- d
 	}
@@ -149,6 +150,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for s, count := range states {
 		gauge(c.partitions, float64(count), string(s))
 	}
+	gauge(c.topic, float64(len(c.node.partitions)))
 	links, queued := *c.node.links.byID.Load(), 0
 	for _, l := range links {
 		queued += l.queue.waiting()

@@ -24,6 +24,7 @@ type watchedFile struct {
 
 	// Owned by whoever won next.
 	stamp fileStamp
+	good  bool // what was read last was taken
 }
 
 type fileStamp struct {
@@ -39,15 +40,15 @@ func (f *watchedFile) due(now time.Time) bool {
 }
 
 // changed reports whether the file is another one, or has another size or time,
-// than when it was read last. A file that can't be looked at has not changed:
-// it is being replaced, and what was read stays good.
-func (f *watchedFile) changed() bool {
+// than when it was read last, and whether it is there. A file that can't be looked at
+// has not changed: it is being replaced, and what was read stays good.
+func (f *watchedFile) changed() (changed, there bool) {
 	info, err := os.Stat(f.path)
 	if err != nil {
-		return false
+		return false, false
 	}
 	s := f.stamp
-	return s.info == nil || !os.SameFile(s.info, info) || s.size != info.Size() || !s.modified.Equal(info.ModTime())
+	return s.info == nil || !os.SameFile(s.info, info) || s.size != info.Size() || !s.modified.Equal(info.ModTime()), true
 }
 
 // read reads the file and remembers which one that was.

@@ -87,7 +87,8 @@ type Keys struct {
 	file    *watchedFile // nil for a URL
 	fetcher *fetcher     // nil for a file
 
-	set atomic.Pointer[keySet]
+	set       atomic.Pointer[keySet]
+	refreshed atomic.Int64 // Unix seconds
 
 	closeOnce sync.Once
 }
@@ -105,12 +106,14 @@ func OpenKeys(ctx context.Context, cfg KeysConfig) (*Keys, error) {
 			return nil, fmt.Errorf("jwt keys: %w; check --jwt-keys", err)
 		}
 		k.fetcher.start()
+		registerRefreshed(k)
 		return k, nil
 	}
 	k.file = &watchedFile{path: k.cfg.Source}
 	if err := k.readFile(); err != nil {
 		return nil, fmt.Errorf("jwt keys: %w; check --jwt-keys", err)
 	}
+	registerRefreshed(k)
 	return k, nil
 }
 
@@ -139,10 +142,11 @@ func (k *Keys) Close() {
 func (k *Keys) install(s *keySet) {
 	k.set.Store(s)
 	k.metrics.keys.Set(float64(len(s.keys)))
-	k.metrics.refreshed.Set(float64(k.now().Unix()))
+	k.refreshed.Store(k.now().Unix())
 }
 
 func (k *Keys) readFile() error {
+	k.file.good = false
 	b, err := k.file.read()
 	if err != nil {
 		return fmt.Errorf("read %s: %w", k.file.path, err)
@@ -152,14 +156,26 @@ func (k *Keys) readFile() error {
 		return fmt.Errorf("read %s: %w", k.file.path, err)
 	}
 	k.install(s)
+	k.file.good = true
 	return nil
+}
+
+// look reads the keys again if they are a file that has changed. A file that has not changed is as good as read.
+func (k *Keys) look() {
+	if k.file == nil || !k.file.due(k.now()) {
+		return
+	}
+	switch changed, there := k.file.changed(); {
+	case changed:
+		k.countReload(k.readFile())
+	case there && k.file.good:
+		k.refreshed.Store(k.now().Unix())
+	}
 }
 
 // current returns the keys in force, having looked whether their file changed.
 func (k *Keys) current() *keySet {
-	if k.file != nil && k.file.due(k.now()) && k.file.changed() {
-		k.countReload(k.readFile())
-	}
+	k.look()
 	return k.set.Load()
 }
 

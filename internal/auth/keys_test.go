@@ -382,9 +382,19 @@ func TestKeyFileReload(t *testing.T) {
 		}
 		clock.Add(int64(fileCheckInterval))
 	}
+	// fresh tells whether the metric, without any token in between, has the keys as seen just now.
+	fresh := func(want bool) {
+		t.Helper()
+		clock.Add(int64(2 * fileCheckInterval))
+		keys.look()
+		if got := time.Unix(0, clock.Load()).Unix() == keys.refreshed.Load(); got != want {
+			t.Errorf("the keys are fresh: %v", got)
+		}
+	}
 	if _, err := keys.VerifyNow(old); err != nil {
 		t.Fatal(err)
 	}
+	fresh(true)
 	replace(other)
 	if _, err := keys.VerifyNow(old); !errors.Is(err, ErrBadSignature) {
 		t.Errorf("the old key is still accepted: %v", err)
@@ -394,6 +404,10 @@ func TestKeyFileReload(t *testing.T) {
 	if _, err := keys.VerifyNow(current); err != nil {
 		t.Errorf("a broken file put the last keys out of force: %v", err)
 	}
+	fresh(false)
+	fresh(false)
+	replace(other)
+	fresh(true)
 	if err := os.Remove(keys.file.path); err != nil {
 		t.Fatal(err)
 	}
@@ -401,4 +415,5 @@ func TestKeyFileReload(t *testing.T) {
 	if _, err := keys.VerifyNow(current); err != nil {
 		t.Errorf("a removed file put the last keys out of force: %v", err)
 	}
+	fresh(false)
 }

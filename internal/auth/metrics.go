@@ -6,9 +6,8 @@ import (
 
 // metrics of the keys.
 type metrics struct {
-	keys      prometheus.Gauge
-	reloads   *prometheus.CounterVec
-	refreshed prometheus.Gauge
+	keys    prometheus.Gauge
+	reloads *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -21,13 +20,23 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "mailbell_auth_key_reloads_total",
 			Help: "Times the keys were read again from their file or URL, by result (ok, failed).",
 		}, []string{"result"}),
-		refreshed: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "mailbell_auth_keys_refreshed_timestamp_seconds",
-			Help: "When the keys were last read successfully, in seconds since 1970.",
-		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.keys, m.reloads, m.refreshed)
+		reg.MustRegister(m.keys, m.reloads)
 	}
 	return m
+}
+
+// registerRefreshed has the keys looked at when the metric is read: a node without clients checks no tokens.
+func registerRefreshed(k *Keys) {
+	if k.cfg.Registerer == nil {
+		return
+	}
+	k.cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "mailbell_auth_keys_refreshed_timestamp_seconds",
+		Help: "When the keys were last read successfully, or their file was last seen unchanged, in seconds since 1970.",
+	}, func() float64 {
+		k.look()
+		return float64(k.refreshed.Load())
+	}))
 }

@@ -99,7 +99,7 @@ func (s *ServiceTokens) reloadIfChanged() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.file.changed() {
+	if changed, _ := s.file.changed(); !changed {
 		return
 	}
 	if s.err = s.read(); s.err != nil {
