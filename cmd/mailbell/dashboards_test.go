@@ -29,9 +29,9 @@ type query struct {
 // rareValues are values of labels that a quiet site of one process does not export: metric, label, value. What else a dashboard or an alert
 // asks for, it has to have.
 var rareValues = []string{
-	"mailbell_notifier_catch_ups_total kind " + string(schema.CatchUpCurrent),
-	"mailbell_notifier_catch_ups_total kind " + string(schema.CatchUpReplay),
-	"mailbell_notifier_catch_ups_total kind " + string(schema.CatchUpResync),
+	"mailbell_notifier_catch_ups_total kind " + string(schema.Current),
+	"mailbell_notifier_catch_ups_total kind " + string(schema.Replay),
+	"mailbell_notifier_catch_ups_total kind " + string(schema.Resync),
 }
 
 var (
