@@ -119,7 +119,7 @@ type Bus struct {
 // Partition is one that a bus node reads.
 type Partition struct {
 	Partition    int32  `json:"partition"`
-	State        string `json:"state"` // reading, owned or leaving
+	State        string `json:"state"` // owned, standin, reading or leaving
 	Generation   uint64 `json:"generation"`
 	Head         int64  `json:"head"` // offset read last
 	Routes       int    `json:"routes"`

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // Reads the one JSON API (docs/console.md) every 2 seconds and draws it. Rates come from two of its answers.
+import { delays, growth, partitionsOf, rate, rates, served, sum, values } from "./figures.js";
 
 const every = 2000, remembered = 31; // a minute of answers
 const $ = (id) => document.getElementById(id);
@@ -29,40 +30,10 @@ const ago = (t) => {
   return s < 90 ? Math.max(0, Math.round(s)) + " s" : s < 5400 ? Math.round(s / 60) + " min" : s < 129600 ? Math.round(s / 3600) + " h" : Math.round(s / 86400) + " d";
 };
 
-// sum adds a metric over all processes.
-const sum = (status, name) => status.nodes.reduce((n, p) => n + p.metrics.reduce((m, x) => m + (x.name === name ? x.value : 0), 0), 0);
+// lately is the end of what is remembered: the last answer, and so many before it.
+const lately = (n) => history.slice(-1 - n);
+const DELAY = "mailbell_notifier_event_delay_seconds";
 
-// rate is the change a second between the last two answers, or over all that are remembered. A process that began anew counts from 0.
-function rate(name, span = 1) {
-  const b = history[history.length - 1], a = history[Math.max(0, history.length - 1 - span)];
-  if (!a || a === b) return NaN;
-  return Math.max(0, sum(b, name) - sum(a, name)) / ((new Date(b.at) - new Date(a.at)) / 1000);
-}
-function rates(name) {
-  return history.slice(1).map((b, i) => Math.max(0, sum(b, name) - sum(history[i], name)) / ((new Date(b.at) - new Date(history[i].at)) / 1000));
-}
-
-// delays returns the last minute's events by bucket: [[upper bound, count], …], the last without a bound.
-function delays() {
-  const buckets = (status) => {
-    const all = new Map();
-    let count = 0;
-    for (const p of status.nodes) for (const m of p.metrics) {
-      if (m.name !== "mailbell_notifier_event_delay_seconds") continue;
-      count += m.value;
-      for (const [le, n] of m.buckets || []) all.set(le, (all.get(le) || 0) + n);
-    }
-    return [...all].sort((a, b) => a[0] - b[0]).concat([[Infinity, count]]);
-  };
-  const now = buckets(history[history.length - 1]), before = history.length > 1 ? buckets(history[0]) : [];
-  const old = new Map(before);
-  let last = 0;
-  return now.map(([le, n]) => {
-    const total = Math.max(0, n - (old.get(le) || 0)), own = total - last;
-    last = total;
-    return [le, Math.max(0, own)];
-  });
-}
 function quantile(list, q) {
   const total = list.reduce((n, b) => n + b[1], 0);
   if (!total) return NaN;
@@ -104,16 +75,16 @@ const hue = (name) => [...name].reduce((h, c) => (h * 31 + c.codePointAt(0)) % 3
 const ownerColor = (name) => `oklch(0.62 0.11 ${hue(name)})`;
 
 function drawFacts(status) {
-  const list = delays(), notifiers = notifiersOf(status);
+  const list = delays(history, DELAY), notifiers = notifiersOf(status);
   const connections = Math.max(sum(status, "mailbell_notifier_connections"), notifiers.reduce((n, m) => n + m.connections, 0));
   const local = sum(status, "mailbell_notifier_events_sent_total") > 0 || status.nodes.some((p) => p.metrics.some((m) => m.name === "mailbell_notifier_connections"));
   $("facts").replaceChildren(
     fact("connections", number(connections), "connections", history.map((s) => sum(s, "mailbell_notifier_connections"))),
-    fact("events", local ? number(rate("mailbell_notifier_events_sent_total")) : number(notifiers.reduce((n, m) => n + m.eventsPerSecond, 0)), "events/s to sockets", rates("mailbell_notifier_events_sent_total")),
-    fact("published", number(rate("mailbell_publish_events_total")), "events/s published", rates("mailbell_publish_events_total")),
+    fact("events", local ? number(rate(lately(1), "mailbell_notifier_events_sent_total")) : number(notifiers.reduce((n, m) => n + m.eventsPerSecond, 0)), "events/s to sockets", rates(history, "mailbell_notifier_events_sent_total")),
+    fact("published", number(rate(lately(1), "mailbell_publish_events_total")), "events/s published", rates(history, "mailbell_publish_events_total")),
     fact("p99", seconds(quantile(list, 0.99)), "p99, timestamp to socket; p50 " + seconds(quantile(list, 0.5))),
-    fact("avoided", number(rate("mailbell_polls_avoided_total", remembered)), "polls/s avoided"),
-    fact("cpu", number(rate("process_cpu_seconds_total", 5)), "cores in use", rates("process_cpu_seconds_total")),
+    fact("avoided", number(rate(history, "mailbell_polls_avoided_total")), "polls/s avoided"),
+    fact("cpu", number(rate(lately(5), "process_cpu_seconds_total")), "cores in use", rates(history, "process_cpu_seconds_total")),
   );
 }
 function drawAlarms(status) {
@@ -122,10 +93,12 @@ function drawAlarms(status) {
   for (const p of status.nodes) {
     const reading = (p.bus?.partitions || []).filter((x) => x.state === "reading").length;
     if (reading) alarms.push(`${p.node} still reads ${reading} partitions`);
+    const standins = (p.bus?.partitions || []).filter((x) => x.state === "standin").length;
+    if (standins) alarms.push(`${p.node} stands in for ${standins} partitions, whose owner notifiers do not reach`);
     for (const m of p.metrics) if (m.name === "mailbell_notifier_links" && m.value === 0) alarms.push(`${p.node} has no bus node`);
   }
   for (const [name, text] of [["mailbell_publish_failures_total", "events were not published"], ["mailbell_notifier_events_dropped_total", "events were dropped for slow clients"]]) {
-    const n = rate(name, remembered);
+    const n = rate(history, name);
     if (n > 0) alarms.push(`${text}: ${number(n)}/s in the last minute`);
   }
   $("alarm-list").replaceChildren(...alarms.map((a) => el("li", {}, a)));
@@ -145,23 +118,19 @@ function drawNotifiers(status) {
   }));
 }
 function drawPartitions(status) {
-  const owners = new Map(), by = new Map();
+  const owners = new Map(), by = partitionsOf(status);
   let total = 0;
-  for (const p of status.nodes) {
-    if (!p.bus) continue;
-    total = Math.max(total, p.bus.total);
+  for (const p of status.nodes) if (p.bus) {
+    total = Math.max(total, p.bus.total, ...p.bus.partitions.map((x) => x.partition + 1));
     owners.set(p.node, 0);
-    for (const x of p.bus.partitions) {
-      total = Math.max(total, x.partition + 1);
-      if (x.state === "leaving" && by.has(x.partition)) continue;
-      by.set(x.partition, { ...x, owner: p.node });
-    }
   }
   $("partitions").replaceChildren(...Array.from({ length: total }, (_, i) => {
-    const x = by.get(i), box = el("i", { title: x ? `${i}: ${x.owner}, ${x.state}, generation ${x.generation}, offset ${x.head}, ${x.routes} routes, ${x.windowEvents} events in the window` : `${i}: with a bus node that is not asked` });
-    if (x?.state === "owned") box.style.background = ownerColor(x.owner);
-    else if (x) box.className = "reading";
-    if (x) owners.set(x.owner, owners.get(x.owner) + 1);
+    const x = by.get(i), box = el("i", { title: x ? `${i}: ${x.node}, ${x.state}, generation ${x.generation}, offset ${x.head}, ${x.routes} routes, ${x.windowEvents} events in the window` : `${i}: no bus node that is asked has it` });
+    if (served(x)) {
+      box.style.background = ownerColor(x.node);
+      box.className = x.state;
+      owners.set(x.node, owners.get(x.node) + 1);
+    } else if (x) box.className = "reading";
     return box;
   }));
   $("owners").replaceChildren(...[...owners].map(([name, n]) => {
@@ -169,10 +138,10 @@ function drawPartitions(status) {
     dot.style.background = ownerColor(name);
     return el("li", {}, dot, `${name}: ${n}`);
   }));
-  $("partition-note").textContent = total ? `${by.size} of ${total} served by the bus nodes asked` : "no bus node here or among the peers";
+  $("partition-note").textContent = total ? `${[...by.values()].filter(served).length} of ${total} served by the bus nodes asked` : "no bus node here or among the peers";
 }
 function drawDelays() {
-  const list = delays(), total = list.reduce((n, b) => n + b[1], 0);
+  const list = delays(history, DELAY), total = list.reduce((n, b) => n + b[1], 0);
   if (!total) return $("delays").replaceChildren(el("p", { class: "muted" }, "No event in the last minute."));
   let low = 0;
   const first = list.findIndex((b) => b[1] > 0), last = list.findLastIndex((b) => b[1] > 0);
@@ -183,29 +152,21 @@ function drawDelays() {
     return el("div", { class: "row" }, el("span", { class: "muted" }, text), el("div", { class: "bar" }, bar), el("span", {}, (100 * n / total).toFixed(1) + " %"));
   }));
 }
-function drawReasons() {
-  const totals = (status) => {
-    const all = new Map();
-    for (const p of status.nodes) for (const m of p.metrics) {
-      if (!partLabel[m.name]) continue;
-      const key = partLabel[m.name] + ": " + Object.values(m.labels || {}).join(", ");
-      all.set(key, (all.get(key) || 0) + m.value);
-    }
-    return all;
-  };
-  const now = totals(history[history.length - 1]), before = totals(history[0]);
+function drawReasons(status) {
+  const byReason = (p) => values(p, (m) => partLabel[m.name] && partLabel[m.name] + ": " + Object.values(m.labels || {}).join(", "));
+  const minute = growth(history, byReason), now = new Map();
+  for (const p of status.nodes) for (const [k, n] of byReason(p)) now.set(k, (now.get(k) || 0) + n);
   const rows = [...now].filter(([, n]) => n > 0).sort((a, b) => a[0].localeCompare(b[0]));
   const head = el("thead", {}, el("tr", {}, el("th", {}, "what"), el("th", {}, "total"), el("th", {}, "last minute")));
   $("reasons").replaceChildren(head, el("tbody", {}, ...(rows.length ? rows : [["nothing yet", NaN]]).map(([k, n]) =>
-    el("tr", {}, el("td", {}, k), el("td", {}, number(n)), el("td", {}, number(Math.max(0, n - (before.get(k) || 0))))))));
+    el("tr", {}, el("td", {}, k), el("td", {}, number(n)), el("td", {}, number(minute.get(k) || 0))))));
 }
 function drawProcesses(status) {
   const head = el("thead", {}, el("tr", {}, ...["process", "part", "version", "up for", "cores", "memory"].map((t) => el("th", {}, t))));
-  const before = history[Math.max(0, history.length - 6)];
-  const of = (p, name) => p?.metrics.find((m) => m.name === name)?.value ?? NaN;
+  const of = (p, name) => values(p, (m) => m.name).get(name) ?? NaN;
+  const only = (p) => lately(5).map((s) => ({ at: s.at, nodes: s.nodes.filter((o) => o.node === p.node && o.part === p.part && o.startedAt === p.startedAt) })).filter((s) => s.nodes.length);
   $("processes").replaceChildren(head, el("tbody", {}, ...status.nodes.map((p) => {
-    const old = before.nodes.find((o) => o.node === p.node && o.part === p.part);
-    const cores = (of(p, "process_cpu_seconds_total") - of(old, "process_cpu_seconds_total")) / ((new Date(p.at) - new Date(old?.at)) / 1000);
+    const cores = rate(only(p), "process_cpu_seconds_total");
     return el("tr", {}, ...[p.node + (p.address ? ` (${p.address})` : ""), p.part, p.version, ago(p.startedAt), isFinite(cores) ? cores.toFixed(2) : "–", bytes(of(p, "process_resident_memory_bytes"))].map((t) => el("td", {}, t)));
   })));
 }
@@ -225,7 +186,7 @@ async function refresh() {
     drawNotifiers(status);
     drawPartitions(status);
     drawDelays();
-    drawReasons();
+    drawReasons(status);
     drawProcesses(status);
     $("state").textContent = alarms ? `${alarms} to look at` : "all is well";
     $("state").className = alarms ? "pill bad" : "pill";
