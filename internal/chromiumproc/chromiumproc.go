@@ -84,15 +84,27 @@ func (c *console) String() string {
 // Open starts Chromium with a window of this size, in pixels.
 func Open(t testing.TB, width, height int) *Tab {
 	t.Helper()
+	return open(t, width, height)
+}
+
+// OpenDark is Open for somebody who prefers dark pages.
+func OpenDark(t testing.TB, width, height int) *Tab {
+	t.Helper()
+	return open(t, width, height, chromedp.Flag("blink-settings", "preferredColorScheme=0"))
+}
+
+func open(t testing.TB, width, height int, more ...chromedp.ExecAllocatorOption) *Tab {
+	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil {
 		t.Fatal("chromium is missing: apt-get install chromium, or make deps")
 	}
 	var output bytes.Buffer
-	ctx, cancel := chromedp.NewContext(context.Background(), chromedp.WithAllocatorOptions(
+	options := append([]chromedp.ExecAllocatorOption{
 		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.NoFirstRun, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
 		chromedp.WindowSize(width, height), chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
-		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.CombinedOutput(&output)))
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.CombinedOutput(&output)}, more...)
+	ctx, cancel := chromedp.NewContext(context.Background(), chromedp.WithAllocatorOptions(options...))
 	tab := &Tab{t: t, ctx: ctx, console: new(console)}
 	t.Cleanup(func() {
 		_ = chromedp.Cancel(ctx) // closes the browser and waits for it
@@ -230,19 +242,39 @@ func (b *Tab) Screenshot(name string) {
 		b.t.Errorf("screenshot: %v", err)
 		return
 	}
+	b.keep(name+".png", png)
+}
+
+// Print keeps the page as it is printed, on A4, as NAME.pdf, and returns that.
+func (b *Tab) Print(name string) []byte {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	pdf, err := chromedp.Run(ctx, chromedp.PrintToPDF(chromedp.PDFPaper(chromedp.PaperA4)))
+	if err != nil {
+		b.fail("print", err)
+	}
+	b.keep(name+".pdf", pdf)
+	return pdf
+}
+
+// keep writes a file where screenshots go.
+func (b *Tab) keep(name string, content []byte) {
+	b.t.Helper()
 	dir := os.Getenv(screenshotsVariable)
 	if dir == "" {
 		dir = b.t.ArtifactDir()
 	}
-	path := filepath.Join(dir, name+".png")
-	if err = os.MkdirAll(dir, 0o755); err == nil {
-		err = os.WriteFile(path, png, 0o644)
+	path := filepath.Join(dir, name)
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil {
+		err = os.WriteFile(path, content, 0o644)
 	}
 	if err != nil {
-		b.t.Errorf("screenshot: %v", err)
+		b.t.Errorf("keep %s: %v", name, err)
 		return
 	}
-	b.t.Logf("screenshot: %s", path)
+	b.t.Logf("kept: %s", path)
 }
 
 func quote(s string) string {
