@@ -71,6 +71,14 @@ func must(b []byte, err error) []byte {
 	return b
 }
 
+func TestFixed(t *testing.T) {
+	for want, v := range map[string]float64{"0.00": 0, "999.00": 999, "1,000.50": 1000.5, "-1,234,567.00": -1234567, "-123.00": -123} {
+		if got := fixed(v, 2); got != want {
+			t.Errorf("%v is %q, want %q", v, got, want)
+		}
+	}
+}
+
 func TestSVG(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "slides")
 	if err := SVG(dir, sample()); err != nil {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/mailbell/mailbell/bench"
 )
@@ -104,7 +105,17 @@ type row struct {
 // none stands where a figure is missing or means nothing.
 const none = "–"
 
-func fixed(v float64, digits int) string { return strconv.FormatFloat(v, 'f', digits, 64) }
+// fixed groups the thousands.
+func fixed(v float64, digits int) string {
+	whole, rest, _ := strings.Cut(strconv.FormatFloat(v, 'f', digits, 64), ".")
+	for i := len(whole) - 3; i > 0 && whole[i-1] != '-'; i -= 3 {
+		whole = whole[:i] + "," + whole[i:]
+	}
+	if rest == "" {
+		return whole
+	}
+	return whole + "." + rest
+}
 
 func orNone(v *float64, digits int) string {
 	if v == nil {

@@ -76,7 +76,7 @@ var mailbellCharts = (function () {
 
   function overTime(result, theme, name, series) {
     var o = base(theme);
-    o.xAxis = axis(theme, { type: "value", name: "seconds", nameLocation: "middle", nameGap: 28, max: "dataMax" });
+    o.xAxis = axis(theme, { type: "value", name: "seconds", nameLocation: "middle", nameGap: 28, max: "dataMax", axisLabel: { color: theme.muted, fontSize: 11, showMaxLabel: false } });
     o.yAxis = valueAxis(theme, name);
     o.series = series;
     o.series[0].markArea = outageArea(result, theme);
@@ -98,7 +98,7 @@ var mailbellCharts = (function () {
   function latency(result, theme) {
     var o = base(theme);
     o.xAxis = axis(theme, { type: "log", name: "time from the change to the user's knowledge", nameLocation: "middle", nameGap: 28,
-      axisLabel: { color: theme.muted, fontSize: 11, formatter: duration }, splitLine: { show: true, lineStyle: { color: theme.line, opacity: 0.5 } } });
+      axisLabel: { color: theme.muted, fontSize: 11, formatter: duration, hideOverlap: true }, splitLine: { show: true, lineStyle: { color: theme.line, opacity: 0.5 } } });
     o.yAxis = valueAxis(theme, "share of changes known", { min: 0, max: 1, axisLabel: { color: theme.muted, fontSize: 11, formatter: function (v) { return Math.round(v * 100) + " %"; } } });
     var points = function (cdf) { return cdf.map(function (p) { return [Math.max(0.01, p[0]), p[1]]; }); };
     o.series = [line("polling", theme.poll, points(result.poll.latencyCDF)), line("pushing", theme.push, points(result.push.latencyCDF))];
