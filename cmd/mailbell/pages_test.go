@@ -182,7 +182,7 @@ func TestReportPage(t *testing.T) {
 		})()`, c.store, c.users, c.interval, c.changes, c.burst, c.mailboxes, c.header))
 		c.check(t, tab, all[c.store].Result)
 	}
-	tab.Click(`button[data-preset="article"]`)
+	valueOf[bool](t, tab, `(document.activeElement.blur(), scrollTo(0, 0), true)`)
 	tab.Screenshot("report")
 	checkPrint(t, tab)
 	onPhone(t, tab, "report")
