@@ -94,8 +94,9 @@ func (g *guide) blocks(language string) []string {
 	return lines
 }
 
-// startRoundcube starts mail, webmail and mailbell. site is of deploy/roundcube/nginx; empty means the guide's.
-func startRoundcube(t *testing.T, site string) *roundcubeSite {
+// startRoundcube starts mail, webmail and mailbell. site is of deploy/roundcube/nginx; empty means the guide's. Further
+// settings of Roundcube come after the guide's.
+func startRoundcube(t *testing.T, site string, settings ...string) *roundcubeSite {
 	t.Helper()
 	s := &roundcubeSite{t: t, guide: followGuide(t), http: freeAddress(t)}
 	sockets := freeAddress(t)
@@ -117,6 +118,7 @@ func startRoundcube(t *testing.T, site string) *roundcubeSite {
 	config := strings.Join(s.guide.blocks("php"), "\n")
 	config = strings.NewReplacer("the token of step 2", s.guide.token, "127.0.0.1:8480", s.http).Replace(config)
 	config += fmt.Sprintf("\n$config['newmail_notifier_basic'] = true;\n$config['refresh_interval'] = %d;\n$config['mailbell_rest'] = %d;", int(userInterval.Seconds()), int(rest.Seconds()))
+	config += "\n" + strings.Join(settings, "\n")
 	s.web, err = roundcubeproc.Start(soon(t), roundcubeproc.Options{
 		IMAPAddr: s.mail.IMAPAddr(), Site: sitePath, Notifier: sockets, Config: config,
 		Plugins: []string{"newmail_notifier", s.guide.path("var/lib/roundcube/plugins/mailbell")},

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -31,6 +30,8 @@ const (
 	rest = 5 * time.Second
 	// soonEnough is within what a page must show mail.
 	soonEnough = time.Second
+	// refreshWindow is within what several changes are one refresh (WINDOW in roundcube.js).
+	refreshWindow = 500 * time.Millisecond
 )
 
 // TestRoundcube follows a day at a webmail that does not poll.
@@ -58,7 +59,7 @@ func TestRoundcube(t *testing.T) {
 	t.Run("another folder counts", func(t *testing.T) { s.otherFolderCounts(t, tab, other, alices) })
 	t.Run("folders change", func(t *testing.T) { s.foldersChange(t, tab, other, alices) })
 	tab.Screenshot("roundcube-folders")
-	t.Run("own changes do not echo", func(t *testing.T) { s.ownChangesDoNotEcho(t, tab, alices) })
+	t.Run("own changes do not echo", func(t *testing.T) { s.ownChangesDoNotEcho(t, tab, other, alices) })
 	t.Run("a hidden tab waits", func(t *testing.T) { s.hiddenTabWaits(t, tab, alices) })
 	t.Run("a reload keeps counts", func(t *testing.T) { s.reloadKeepsCounts(t, tab, alices) })
 	t.Run("idle asks nothing", func(t *testing.T) {
@@ -162,24 +163,28 @@ func (s *roundcubeSite) foldersChange(t *testing.T, tab *chromiumproc.Tab, other
 	}
 }
 
-func (s *roundcubeSite) ownChangesDoNotEcho(t *testing.T, tab *chromiumproc.Tab, session string) {
+func (s *roundcubeSite) ownChangesDoNotEcho(t *testing.T, tab *chromiumproc.Tab, other *imapclient.Client, session string) {
 	since := time.Now()
+	evaluate(t, tab, `rcmail.message_list.select(2), rcmail.mark_message("read", 2), true`)
 	evaluate(t, tab, `rcmail.message_list.select(1), rcmail.mark_message("flagged", 1), rcmail.command("delete"), true`)
-	s.asked(t, since, session, "mark")
 	s.asked(t, since, session, "move")
-	s.deliver(t, alice, "After my own") // comes after the echo of the above
+	// Events of an account come in order: once the page shows this one, it has heard the echo of the above.
+	must(t, other.Store(imap.SeqSetNum(2), &imap.StoreFlags{Op: imap.StoreFlagsAdd, Flags: []imap.Flag{imap.FlagFlagged}}, nil).Close())
+	tab.See("#messagelist tbody tr.flagged")
+	waitUntil(t, time.Now().Add(3*refreshWindow))
+	var got []string
+	for _, r := range s.requests(t, since, session) {
+		got = append(got, r.Action)
+	}
+	slices.Sort(got)
+	if want := []string{"mark", "mark", "move"}; !slices.Equal(got, want) {
+		t.Errorf("own changes: requests %q, want %q", got, want)
+	}
+	heard := time.Now()
+	s.deliver(t, alice, "After my own")
 	tab.Until(row("After my own") + ` !== undefined`)
-	s.asked(t, since, session, "check-recent")
-	got := s.requests(t, since, session)
-	slices.SortFunc(got, func(a, b roundcubeproc.Request) int { return strings.Compare(a.Action, b.Action) })
-	var actions []string
-	for _, r := range got {
-		actions = append(actions, r.Action)
-	}
-	t.Log(actions)
-	if slices.Contains(actions, "refresh") || len(slices.DeleteFunc(actions, func(a string) bool { return a != "check-recent" })) != 1 {
-		t.Errorf("requests %v, want one check-recent", got)
-	}
+	s.asked(t, heard, session, "check-recent")
+	s.expect(t, "a message after own changes", heard, session, "check-recent")
 }
 
 func (s *roundcubeSite) reloadKeepsCounts(t *testing.T, tab *chromiumproc.Tab, session string) {
@@ -212,7 +217,7 @@ func (s *roundcubeSite) hiddenTabWaits(t *testing.T, tab *chromiumproc.Tab, sess
 	tab.Until(fmt.Sprintf(`document.title.startsWith("(%d) ")`, before+1))
 	tab.Until(`rcmail.env.favicon_changed === 1`) // newmail_notifier's doing
 	// The half second in which a visible tab would have asked is over.
-	waitUntil(t, since.Add(1500*time.Millisecond))
+	waitUntil(t, since.Add(3*refreshWindow))
 	s.expect(t, "hidden", since, session)
 	evaluate(t, tab, fmt.Sprintf(hide, false)+`, delete document.hidden, ""`)
 	tab.Until(row("While hidden") + ` !== undefined`)
@@ -236,10 +241,20 @@ func (s *roundcubeSite) comesAndGoes(t *testing.T, tab *chromiumproc.Tab, sessio
 
 	s.hangs(t, tab)
 
+	// Dovecot's script tells nobody of this one, and no poll comes before the page is back: it is what the page fetches
+	// after an outage.
+	settled(tab)
+	evaluate(t, tab, `rcmail.env.refresh_interval = 3600, rcmail.start_refresh(), ""`)
+	s.deliver(t, alice, "Just before")
 	s.startBell()
 	since := time.Now()
 	tab.See("html[data-mailbell=up]")
 	t.Logf("back on push after %s", time.Since(since).Round(time.Millisecond))
+	tab.Until(row("Just before") + ` !== undefined`)
+	s.asked(t, since, session, "check-recent")
+	if got := s.requests(t, since, session); slices.ContainsFunc(got, func(r roundcubeproc.Request) bool { return r.Action == "refresh" }) {
+		t.Errorf("a poll showed it, not the page that is back: requests %v", got)
+	}
 	back := time.Now()
 	s.deliver(t, alice, "Rings again")
 	tab.Until(row("Rings again") + ` !== undefined`)
@@ -330,8 +345,64 @@ func (s *roundcubeSite) logsOut(t *testing.T, tab *chromiumproc.Tab) {
 	until("1")
 }
 
+// TestRoundcubeIdle leaves a page alone for twice as long as its session lives without requests.
+func TestRoundcubeIdle(t *testing.T) {
+	t.Parallel()
+	s := startRoundcube(t, "", "$config['session_lifetime'] = 1;")
+	tab := s.open(t, alice)
+	session := s.session(t)
+	s.asked(t, time.Time{}, session, "check-recent")
+	idle := time.Now()
+	waitUntil(t, idle.Add(2*time.Minute))
+	got := s.requests(t, idle, session)
+	t.Logf("idle for two minutes, with an interval of %s: %v", userInterval, got)
+	if len(got) == 0 || slices.ContainsFunc(got, func(r roundcubeproc.Request) bool { return r.Action != "keep-alive" }) {
+		t.Errorf("idle: requests %v, want keep-alives only", got)
+	}
+	since := time.Now()
+	s.deliver(t, alice, "Still here")
+	tab.Until(row("Still here") + ` !== undefined`)
+	s.asked(t, since, session, "check-recent")
+	s.expect(t, "after two minutes", since, session, "check-recent")
+}
+
+// TestRoundcubeFolders has folders come and change their names while a page is open.
+func TestRoundcubeFolders(t *testing.T) {
+	t.Parallel()
+	s := startRoundcube(t, "")
+	other := s.another(t, alice)
+	for _, folder := range []string{"Work", "Work/2026"} {
+		must(t, other.Create(folder, nil).Wait())
+		must(t, other.Subscribe(folder).Wait())
+	}
+	tab := s.open(t, alice)
+	session := s.session(t)
+	s.asked(t, time.Time{}, session, "check-recent")
+	evaluate(t, tab, `rcmail.list_mailbox("Work/2026"), ""`)
+	tab.Until(`rcmail.env.mailbox === "Work/2026" && !rcmail.busy`)
+
+	t.Run("one is created", func(t *testing.T) {
+		must(t, other.Create("Fresh", nil).Wait())
+		must(t, other.Subscribe("Fresh").Wait())
+		tab.Until(`!!rcmail.get_folder_li("Fresh", "", true)`)
+	})
+	t.Run("the one above the open one is renamed", func(t *testing.T) {
+		must(t, other.Rename("Work", "Office", nil).Wait())
+		for _, folder := range []string{"Office", "Office/2026"} {
+			must(t, other.Subscribe(folder).Wait())
+		}
+		tab.Until(`rcmail.env.mailbox === "Office/2026" && rcmail.treelist.get_selection() === "Office/2026"`)
+	})
+	t.Run("the open one is renamed", func(t *testing.T) {
+		must(t, other.Rename("Office/2026", "Office/Now", nil).Wait())
+		must(t, other.Subscribe("Office/Now").Wait())
+		tab.Until(`rcmail.env.mailbox === "Office/Now" && rcmail.treelist.get_selection() === "Office/Now"`)
+	})
+}
+
 // TestRoundcubeCrossOrigin has mailbell under another name, as cross-origin.conf does.
 func TestRoundcubeCrossOrigin(t *testing.T) {
+	t.Parallel()
 	s := startRoundcube(t, "cross-origin.conf")
 	tab := s.open(t, alice)
 	session := s.session(t)

@@ -25,6 +25,7 @@ class mailbell extends rcube_plugin
         if ($this->rc->task === 'mail') {
             if ($this->rc->action === 'getunread' && !empty($_SESSION['mailbell_count'])) {
                 $this->rc->config->set('check_all_folders', true);
+                unset($_SESSION['mailbell_count']);
             }
             $this->register_action('plugin.mailbell.folders', [$this, 'send_folders']);
             $this->add_hook('check_recent', [$this, 'check_recent']);
@@ -50,6 +51,7 @@ class mailbell extends rcube_plugin
         }
         $this->load_config();
         if (!$this->live()) {
+            $this->counts_are_kept(false);
             return $args;
         }
         try {
@@ -59,9 +61,7 @@ class mailbell extends rcube_plugin
             return $args;
         }
         $ticket = $this->gateway()->ticket($account);
-        // Counts that came by events are not in the session. A page that will hear events restores them by itself; one
-        // that comes without a ticket has them counted, once, by its getunread.
-        $_SESSION['mailbell_count'] = !isset($ticket['url']);
+        $this->counts_are_kept(isset($ticket['url']));
         $output->set_env('mailbell', [
             'account'      => $account,
             'ticket'       => $ticket,
@@ -82,10 +82,36 @@ class mailbell extends rcube_plugin
     }
 
     /**
+     * Counts that came by events are not in the session. A page that will hear events restores them by itself; the
+     * first one after it that comes without a ticket has them counted, once, by its getunread.
+     */
+    private function counts_are_kept(bool $hears): void
+    {
+        if ($hears) {
+            $_SESSION['mailbell_heard'] = true;
+            unset($_SESSION['mailbell_count']);
+        } elseif (!empty($_SESSION['mailbell_heard'])) {
+            unset($_SESSION['mailbell_heard']);
+            $_SESSION['mailbell_count'] = true;
+        }
+    }
+
+    /** Roundcube checks the request token of a POST only. */
+    private function only_post(): void
+    {
+        if (($_SERVER['REQUEST_METHOD'] ?? '') !== 'POST') {
+            http_response_code(405);
+            header('Allow: POST');
+            exit;
+        }
+    }
+
+    /**
      * Answers the page that needs another ticket: for a new connection, since each is good for one.
      */
     public function send_ticket()
     {
+        $this->only_post();
         $this->load_config();
         try {
             $ticket = $this->live() ? $this->gateway()->ticket($this->account()) : null;
@@ -102,6 +128,7 @@ class mailbell extends rcube_plugin
      */
     public function send_folders()
     {
+        $this->only_post();
         $storage = $this->rc->get_storage();
         $storage->clear_cache('mailboxes', true);
         $all  = (bool) rcube_utils::get_input_value('_all', rcube_utils::INPUT_POST);

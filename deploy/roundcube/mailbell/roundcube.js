@@ -17,6 +17,7 @@ const PATIENCE = 3_000; // ms for which a refresh waits for the page's own reque
 const ASK_AGAIN = 100;
 const KEEP_ALIVE = 0.75; // of the session's lifetime
 const TRY_AGAIN = 10_000; // ms, and up to as many more, after a request that failed
+const OUTAGE = 10_000; // ms; a store that reports to a mailbell that is down may not report again
 const RING_ONCE = 2_000; // ms for which one tab of several has a message's bell for itself
 
 /** IMAP flags to what a row of Roundcube's list is called with, and its value when the flag is set. */
@@ -43,6 +44,18 @@ export function encodeFolder(name) {
     for (let i = 0; i < run.length; i++) bytes += String.fromCharCode(run.charCodeAt(i) >> 8, run.charCodeAt(i) & 0xff);
     return `&${btoa(bytes).replace(/=+$/, "").replace(/\//g, ",")}-`;
   });
+}
+
+/**
+ * What a folder is called after renames, its own or those of folders above it, in their order.
+ * @param {string} folder @param {Map<string, string>} renames @param {string} delimiter
+ */
+export function renamedTo(folder, renames, delimiter) {
+  for (const [from, to] of renames) {
+    if (folder === from) folder = to;
+    else if (folder.startsWith(from + delimiter)) folder = to + folder.slice(from.length);
+  }
+  return folder;
 }
 
 /** "1:300,405" as ranges; undefined stands for messages that the event does not name. @param {string} [text] */
@@ -86,8 +99,12 @@ class Live {
   #since = 0; // when the first of it was noted
   #asking = false;
   #retry = 0;
+  #failedFolders = false; // the retry is for the list of folders too
 
   #up = false;
+  #downSince = 0; // 0: it was never up
+  #polled = false; // a refresh went out while no events flowed
+  #rang = 0; // when the bell was rung last
   #upAtRefresh = false; // events flowed when the last refresh went out, and since the one before
   #catchUp = 0;
   #firstTicket;
@@ -103,7 +120,7 @@ class Live {
     this.#bell = new client.Mailbell({ gateway: (need) => this.#ticket(need), store: "session" });
     this.#bell.addEventListener("state", () => this.#review());
     this.#subscription = this.#bell.subscribe(this.#settings.account, {}, {
-      event: (event) => this.#hear(event),
+      event: (event, info) => this.#hear(event, info),
       refetch: (info) => this.#fetchAll(info),
       subscribed: (info) => this.#subscribed(info),
     });
@@ -149,8 +166,8 @@ class Live {
 
   // ---- Events -----------------------------------------------------------------------------------------------
 
-  /** @param {any} event */
-  #hear(event) {
+  /** @param {any} event @param {{ replayed?: boolean }} [info] */
+  #hear(event, info) {
     if (FOLDERS.has(event.event)) return this.#hearFolder(event);
     if (!event.mailbox) return;
     const folder = encodeFolder(event.mailbox);
@@ -170,7 +187,8 @@ class Live {
     else this.#need(() => this.#counts.add(folder));
     if (typeof event.messages === "number" && folder === this.rcmail.env.trash_mailbox) this.rcmail.set_trash_count(event.messages);
     if (open) this.#hearOpen(folder, event);
-    if (arrival) this.#ring(folder, open, event);
+    // What is replayed after an outage, the polls of that time have announced.
+    if (arrival && !(info?.replayed && this.#polled)) this.#ring(folder, open, event);
   }
 
   /** @param {any} event */
@@ -354,19 +372,19 @@ class Live {
 
   async #askFolders() {
     const { rcmail } = this;
-    const all = this.#folders === "all";
+    const wanted = this.#folders;
     this.#folders = "no";
     this.#asking = true;
     try {
       const response = await fetch(rcmail.url("mail/plugin.mailbell.folders"), {
         method: "POST", headers: this.#headers(),
-        body: new URLSearchParams({ _mbox: rcmail.env.mailbox, _token: rcmail.env.request_token, _all: all ? "1" : "" }),
+        body: new URLSearchParams({ _mbox: rcmail.env.mailbox, _token: rcmail.env.request_token, _all: wanted === "all" ? "1" : "" }),
       });
       if (!response.ok) throw new Error(`folders: HTTP ${response.status}`);
       this.#drawFolders(await response.json());
     } catch (error) {
       rcmail.log?.(error);
-      this.#failed();
+      this.#failed(wanted);
     } finally {
       this.#answered();
     }
@@ -375,9 +393,10 @@ class Live {
   /** @param {{ html: string, counts: Record<string, number>, env: { mailboxes: Record<string, any>, mailboxes_list: string[] } }} answer */
   #drawFolders({ html, counts, env }) {
     const { rcmail } = this;
+    // A session that has ended is answered with something else.
+    const fresh = html && new DOMParser().parseFromString(html, "text/html").querySelector("ul");
+    if (!fresh) throw new Error("folders: no list in the answer");
     rcmail.set_env(env);
-    const fresh = new DOMParser().parseFromString(html, "text/html").querySelector("ul");
-    if (!fresh) return;
     rcmail.treelist.container.html(fresh.innerHTML);
     rcmail.treelist.reset(true, true);
     const known = { ...rcmail.env.unread_counts, ...counts };
@@ -390,10 +409,10 @@ class Live {
       Object.assign(saved.counts, counts);
     });
     const open = rcmail.env.mailbox;
-    const renamed = this.#renamed.get(open);
+    const now = renamedTo(open, this.#renamed, rcmail.env.delimiter ?? "/");
     this.#renamed.clear();
     if (this.#knows(open)) rcmail.treelist.select(open);
-    else rcmail.list_mailbox(renamed && this.#knows(renamed) ? renamed : "INBOX");
+    else rcmail.list_mailbox(this.#knows(now) ? now : "INBOX");
   }
 
   #answered() {
@@ -401,12 +420,14 @@ class Live {
     if (this.#since > 0 && !this.#timer) this.#timer = setTimeout(() => this.#flush(), ASK_AGAIN);
   }
 
-  /** What was asked for is still lacking; nothing else would ask again soon. */
-  #failed() {
+  /** What was asked for is still lacking; nothing else would ask again soon. @param {"no" | "new" | "all"} [folders] */
+  #failed(folders = "no") {
+    if (folders !== "no") this.#failedFolders = true;
     if (this.#retry) return;
     this.#retry = setTimeout(() => {
       this.#retry = 0;
-      this.#fetchAll({ reason: "fresh" });
+      this.#fetchAll({ reason: this.#failedFolders ? "failed" : "fresh" });
+      this.#failedFolders = false;
     }, TRY_AGAIN * (1 + Math.random()));
   }
 
@@ -420,20 +441,33 @@ class Live {
     this.#setInterval();
     this.rcmail.start_keepalive();
     this.#mark();
-    if (up || this.#chosen === 0) return;
+    if (up) {
+      const outage = this.#downSince > 0 && Date.now() - this.#downSince > OUTAGE;
+      if (outage) this.#catchUpSoon(() => this.#fetchAll({ reason: "fresh" }));
+      return;
+    }
+    this.#downSince = Date.now();
+    if (this.#chosen === 0) return;
     this.#upAtRefresh = false;
-    // Not everybody at the same moment: mailbell is lost to all pages at once.
-    const { catchUp } = this.#settings;
-    if (catchUp > 0) this.#catchUp = setTimeout(() => this.rcmail.refresh(), 1_000 * catchUp * (0.1 + 0.9 * Math.random()));
+    if (this.#settings.catchUp > 0) this.#catchUpSoon(() => this.rcmail.refresh());
+  }
+
+  /** Not everybody at the same moment: mailbell is lost to all pages at once, and back for all. @param {() => void} ask */
+  #catchUpSoon(ask) {
+    this.#catchUp = setTimeout(ask, 1_000 * this.#settings.catchUp * (0.1 + 0.9 * Math.random()));
+  }
+
+  /** Whether the page watches folders of others, whose changes are told to their owners: for these it must ask. */
+  get #blind() {
+    const { foreign, checkAll } = this.#settings;
+    const watched = checkAll ? this.rcmail.env.mailboxes_list ?? [] : [this.rcmail.env.mailbox ?? ""];
+    return watched.some((folder) => foreign.some((prefix) => folder.startsWith(prefix)));
   }
 
   #setInterval() {
-    const { slowRefresh, foreign, checkAll } = this.#settings;
+    const { slowRefresh } = this.#settings;
     const { rcmail } = this;
-    // Changes in folders of others are told to their owners; for these the page must ask.
-    const watched = checkAll ? rcmail.env.mailboxes_list ?? [] : [rcmail.env.mailbox ?? ""];
-    const blind = watched.some((folder) => foreign.some((prefix) => folder.startsWith(prefix)));
-    const slow = this.#up && slowRefresh > 0 && !blind ? Math.max(slowRefresh, this.#chosen) : this.#chosen;
+    const slow = this.#up && slowRefresh > 0 && !this.#blind ? Math.max(slowRefresh, this.#chosen) : this.#chosen;
     if (this.#chosen === 0 || rcmail.env.refresh_interval === slow) return;
     rcmail.env.refresh_interval = slow;
     rcmail.start_refresh();
@@ -470,11 +504,12 @@ class Live {
     rcmail.addEventListener("responseaftergetunread", () => { if (this.#up) this.#restoreCounts(); });
     rcmail.addEventListener("requestrefresh", (params) => {
       this.#upAtRefresh = this.#up;
+      this.#polled ||= !this.#up;
       return params;
     });
     rcmail.addEventListener("responsebeforerefresh", ({ response }) => {
       // What it would announce has been rung by its event.
-      if (!this.#upAtRefresh || !this.#up || !response.callbacks) return;
+      if (!this.#upAtRefresh || !this.#up || this.#blind || !response.callbacks) return;
       response.callbacks = response.callbacks.filter(([name]) => name !== "plugin.newmail_notifier");
     });
     rcmail.addEventListener("responseafter", () => {
@@ -515,6 +550,8 @@ class Live {
     const delimiter = rcmail.env.delimiter ?? "/";
     if (notify.silent.some((one) => `${folder}${delimiter}`.startsWith(`${one}${delimiter}`))) return;
     if (!open && folder !== "INBOX" && !checkAll) return;
+    if (Date.now() - this.#rang < WINDOW) return; // several at once ring once, as after a poll
+    this.#rang = Date.now();
     const ring = () => {
       rcmail.set_env("newmail_notifier_timeout", notify.timeout);
       rcmail.triggerEvent("plugin.newmail_notifier", { basic: notify.basic, sound: notify.sound, desktop: notify.desktop });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import assert from "node:assert/strict";
 import test from "node:test";
-import { encodeFolder, parseUIDs } from "../mailbell/roundcube.js";
+import { encodeFolder, parseUIDs, renamedTo } from "../mailbell/roundcube.js";
 
 test("folder names are Roundcube's: modified UTF-7", () => {
   for (const [name, want] of [
@@ -16,4 +16,12 @@ test("uidsets are ranges", () => {
   assert.deepEqual(parseUIDs("1:300,405"), [[1, 300], [405, 405]]);
   assert.equal(parseUIDs(undefined), undefined);
   assert.equal(parseUIDs(""), undefined);
+});
+
+test("an open folder keeps its messages when it, or one above it, is renamed", () => {
+  const renames = new Map([["Work", "Office"], ["Office/2026", "Office/This year"]]);
+  for (const [open, want] of [
+    ["INBOX", "INBOX"], ["Work", "Office"], ["Work/2025", "Office/2025"], ["Work/2026/Q1", "Office/This year/Q1"],
+    ["Workshop", "Workshop"],
+  ]) assert.equal(renamedTo(open, renames, "/"), want);
 });

@@ -19,7 +19,9 @@ class mailbell_account
      * The account by a rule.
      *
      * @param string $rule "login", "email", or a format: %u the login name, %n and %d its parts before and after
-     *                     the @, %e the e-mail address of the user's first identity, %h the IMAP server, %% a %.
+     *                     the @, %e the e-mail address that Roundcube makes of the login name and the mail domain,
+     *                     %h the IMAP server, %% a %. Never an identity's address: users edit these, and would
+     *                     hear of others' mail.
      *                     An L after the % makes it lower case: %Lu.
      * @param array  $user login, email and host, as Roundcube knows them
      *

@@ -102,7 +102,9 @@ class mailbell_gateway
 
     private function failed(string $why): array
     {
-        @touch($this->mark);
+        if (!@touch($this->mark)) {
+            ($this->log)("{$this->mark} can't be written, so every page waits for mailbell: make temp_dir writable");
+        }
         ($this->log)("mailbell at {$this->url}: $why; not asked again for {$this->rest} s");
         return $this->later($this->rest);
     }
