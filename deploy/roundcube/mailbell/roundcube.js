@@ -17,7 +17,7 @@ const PATIENCE = 3_000; // ms for which a refresh waits for the page's own reque
 const ASK_AGAIN = 100;
 const KEEP_ALIVE = 0.75; // of the session's lifetime
 const TRY_AGAIN = 10_000; // ms, and up to as many more, after a request that failed
-const OUTAGE = 10_000; // ms; a store that reports to a mailbell that is down may not report again
+const OUTAGE = 10_000; // ms without events, after which the page fetches once: a store may report only once
 const RING_ONCE = 2_000; // ms for which one tab of several has a message's bell for itself
 
 /** IMAP flags to what a row of Roundcube's list is called with, and its value when the flag is set. */
@@ -102,7 +102,8 @@ class Live {
   #failedFolders = false; // the retry is for the list of folders too
 
   #up = false;
-  #downSince = 0; // 0: it was never up
+  #refused = false; // the gateway gave no ticket since: what the store reported meanwhile may be lost
+  #downSince = Date.now(); // the page came then, as new as its server
   #polled = false; // a refresh went out while no events flowed
   #rang = 0; // when the bell was rung last
   #upAtRefresh = false; // events flowed when the last refresh went out, and since the one before
@@ -134,7 +135,7 @@ class Live {
     const first = this.#firstTicket;
     this.#firstTicket = null;
     // Its life began when the server wrote the page.
-    if (first && (!first.url || performance.now() < (first.expiresIn - 5) * 1_000)) return first;
+    if (first && (!first.url || performance.now() < (first.expiresIn - 5) * 1_000)) return this.#noted(first);
     const { rcmail } = this;
     const response = await fetch(rcmail.url("plugin.mailbell.ticket"), {
       method: "POST", body: new URLSearchParams({ _remote: "1" }), headers: this.#headers(), signal,
@@ -144,6 +145,12 @@ class Live {
     }
     const ticket = (await response.json()).env?.mailbell_ticket;
     if (!ticket) throw new this.#client.GatewayError("ticket: the session has ended", { status: 401 });
+    return this.#noted(ticket);
+  }
+
+  /** @param {{ url?: string }} ticket */
+  #noted(ticket) {
+    this.#refused ||= !ticket.url;
     return ticket;
   }
 
@@ -442,7 +449,8 @@ class Live {
     this.rcmail.start_keepalive();
     this.#mark();
     if (up) {
-      const outage = this.#downSince > 0 && Date.now() - this.#downSince > OUTAGE;
+      const outage = this.#refused || Date.now() - this.#downSince > OUTAGE;
+      this.#refused = false;
       if (outage) this.#catchUpSoon(() => this.#fetchAll({ reason: "fresh" }));
       return;
     }
