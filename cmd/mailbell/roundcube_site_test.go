@@ -117,7 +117,8 @@ func startRoundcube(t *testing.T, site string, settings ...string) *roundcubeSit
 	}
 	config := strings.Join(s.guide.blocks("php"), "\n")
 	config = strings.NewReplacer("the token of step 2", s.guide.token, "127.0.0.1:8480", s.http).Replace(config)
-	config += fmt.Sprintf("\n$config['newmail_notifier_basic'] = true;\n$config['refresh_interval'] = %d;\n$config['mailbell_rest'] = %d;", int(userInterval.Seconds()), int(rest.Seconds()))
+	config += fmt.Sprintf("\n$config['newmail_notifier_basic'] = true;\n$config['refresh_interval'] = %d;\n$config['mailbell_rest'] = %d;\n$config['mailbell_timeout'] = %d;",
+		int(userInterval.Seconds()), int(rest.Seconds()), int(gatewayTimeout.Seconds()))
 	config += "\n" + strings.Join(settings, "\n")
 	s.web, err = roundcubeproc.Start(soon(t), roundcubeproc.Options{
 		IMAPAddr: s.mail.IMAPAddr(), Site: sitePath, Notifier: sockets, Config: config,

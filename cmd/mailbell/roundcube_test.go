@@ -28,6 +28,8 @@ const (
 	userInterval = 10 * time.Second
 	// rest is how long nobody asks a gateway that failed.
 	rest = 5 * time.Second
+	// gatewayTimeout is for how long PHP waits for it: longer than a page takes on a busy machine.
+	gatewayTimeout = 3 * time.Second
 	// soonEnough is within what a page must show mail.
 	soonEnough = time.Second
 	// refreshWindow is within what several changes are one refresh (WINDOW in roundcube.js).
@@ -86,9 +88,10 @@ func (s *roundcubeSite) mailAppears(t *testing.T, tab *chromiumproc.Tab, session
 	tab.Until(unreadOf("INBOX") + ` === "5"`)
 	t.Logf("from delivery to the list: %v", took)
 	s.expect(t, "five messages, one after another", start, session, slices.Repeat([]string{"check-recent"}, 5)...)
-	// A busy machine may be late at times; never always.
-	if slices.Min(took) > soonEnough {
-		t.Errorf("the fastest took %s, want %s", slices.Min(took), soonEnough)
+	// A busy machine may be late at times; not mostly.
+	slices.Sort(took)
+	if took[len(took)/2] > soonEnough {
+		t.Errorf("the median took %s, want %s", took[len(took)/2], soonEnough)
 	}
 	s.burstAppearsAtOnce(t, tab, session)
 }
@@ -164,27 +167,38 @@ func (s *roundcubeSite) foldersChange(t *testing.T, tab *chromiumproc.Tab, other
 }
 
 func (s *roundcubeSite) ownChangesDoNotEcho(t *testing.T, tab *chromiumproc.Tab, other *imapclient.Client, session string) {
+	s.noted(t, tab, other)
 	since := time.Now()
-	evaluate(t, tab, `rcmail.message_list.select(2), rcmail.mark_message("read", 2), true`)
+	want := []string{"mark", "mark", "move", "move"}
+	evaluate(t, tab, `rcmail.message_list.select(3), rcmail.mark_message("read", 3), true`)
 	evaluate(t, tab, `rcmail.message_list.select(1), rcmail.mark_message("flagged", 1), rcmail.command("delete"), true`)
 	s.asked(t, since, session, "move")
-	// Events of an account come in order: once the page shows this one, it has heard the echo of the above.
-	must(t, other.Store(imap.SeqSetNum(2), &imap.StoreFlags{Op: imap.StoreFlagsAdd, Flags: []imap.Flag{imap.FlagFlagged}}, nil).Close())
-	tab.See("#messagelist tbody tr.flagged")
-	waitUntil(t, time.Now().Add(3*refreshWindow))
+	evaluate(t, tab, `rcmail.message_list.select(4), rcmail.command("move", "Ideas"), true`)
+	tab.Until(`!rcmail.busy && jQuery.active === 0`)
+	s.noted(t, tab, other)
+	s.deliver(t, alice, "After my own")
+	tab.Until(row("After my own") + ` !== undefined`)
+	s.asked(t, since, session, "check-recent")
+	want = append([]string{"check-recent"}, want...)
 	var got []string
 	for _, r := range s.requests(t, since, session) {
 		got = append(got, r.Action)
 	}
 	slices.Sort(got)
-	if want := []string{"mark", "mark", "move"}; !slices.Equal(got, want) {
-		t.Errorf("own changes: requests %q, want %q", got, want)
+	if !slices.Equal(got, want) {
+		t.Errorf("own changes, and then a message: requests %q, want %q", got, want)
 	}
-	heard := time.Now()
-	s.deliver(t, alice, "After my own")
-	tab.Until(row("After my own") + ` !== undefined`)
-	s.asked(t, heard, session, "check-recent")
-	s.expect(t, "a message after own changes", heard, session, "check-recent")
+}
+
+// noted waits until the page has heard all that happened so far, and has asked for what it lacks of it. An account's
+// events come in order, so a flag that shows has all of them before it.
+func (s *roundcubeSite) noted(t *testing.T, tab *chromiumproc.Tab, other *imapclient.Client) {
+	t.Helper()
+	for _, op := range []imap.StoreFlagsOp{imap.StoreFlagsAdd, imap.StoreFlagsDel} {
+		must(t, other.Store(imap.SeqSetNum(2), &imap.StoreFlags{Op: op, Silent: true, Flags: []imap.Flag{"$Forwarded"}}, nil).Close())
+		tab.Until(fmt.Sprintf(`(document.querySelector("#messagelist tbody tr.forwarded") !== null) === %t`, op == imap.StoreFlagsAdd))
+	}
+	tab.Until(`rcmail.mailbell.settled`)
 }
 
 func (s *roundcubeSite) reloadKeepsCounts(t *testing.T, tab *chromiumproc.Tab, session string) {
@@ -318,8 +332,9 @@ func (s *roundcubeSite) hangs(t *testing.T, tab *chromiumproc.Tab) {
 	if len(connections) == 0 {
 		t.Error("nobody asked the gateway that hangs: this shows nothing")
 	}
-	if slices.Min(took) > time.Second {
-		t.Errorf("the fastest page took %s", slices.Min(took))
+	waited := slices.DeleteFunc(slices.Clone(took), func(d time.Duration) bool { return d < gatewayTimeout })
+	if len(waited) > len(connections) || slices.Max(took) >= 2*gatewayTimeout {
+		t.Errorf("pages waited %v for a gateway that was asked %d times, want one time-out of %s for each", waited, len(connections), gatewayTimeout)
 	}
 }
 

@@ -75,7 +75,7 @@ class mailbell extends rcube_plugin
         // A relative address, which import() wants told apart from a bare name.
         $output->add_script(
             "Promise.all($modules.map(m => import(new URL(m, document.baseURI))))"
-            . '.then(([page, client]) => page.start(rcmail, client));',
+            . '.then(([page, client]) => { rcmail.mailbell = page.start(rcmail, client); });',
             'docready'
         );
         return $args;

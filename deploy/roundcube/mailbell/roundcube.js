@@ -17,7 +17,8 @@ const PATIENCE = 3_000; // ms for which a refresh waits for the page's own reque
 const ASK_AGAIN = 100;
 const KEEP_ALIVE = 0.75; // of the session's lifetime
 const TRY_AGAIN = 10_000; // ms, and up to as many more, after a request that failed
-const OUTAGE = 10_000; // ms without events, after which the page fetches once: a store may report only once
+const OUTAGE = 1_000; // ms; who is told to move is back sooner, and a mailbell that was restarted takes longer
+const RETURN = 4; // seconds within which pages fetch after an outage, where catchUp has no say
 const RING_ONCE = 2_000; // ms for which one tab of several has a message's bell for itself
 
 /** IMAP flags to what a row of Roundcube's list is called with, and its value when the flag is set. */
@@ -102,8 +103,8 @@ class Live {
   #failedFolders = false; // the retry is for the list of folders too
 
   #up = false;
-  #refused = false; // the gateway gave no ticket since: what the store reported meanwhile may be lost
-  #downSince = Date.now(); // the page came then, as new as its server
+  #downSince; // 0: mailbell was there when the page came
+  #owes = false; // what an outage hid is to be fetched
   #polled = false; // a refresh went out while no events flowed
   #rang = 0; // when the bell was rung last
   #upAtRefresh = false; // events flowed when the last refresh went out, and since the one before
@@ -116,6 +117,7 @@ class Live {
     this.#settings = rcmail.env.mailbell;
     this.#chosen = rcmail.env.refresh_interval || 0;
     this.#firstTicket = this.#settings.ticket;
+    this.#downSince = this.#firstTicket?.url ? 0 : Date.now();
     this.#wrapKeepAlive();
     this.#listen();
     this.#bell = new client.Mailbell({ gateway: (need) => this.#ticket(need), store: "session" });
@@ -135,7 +137,7 @@ class Live {
     const first = this.#firstTicket;
     this.#firstTicket = null;
     // Its life began when the server wrote the page.
-    if (first && (!first.url || performance.now() < (first.expiresIn - 5) * 1_000)) return this.#noted(first);
+    if (first && (!first.url || performance.now() < (first.expiresIn - 5) * 1_000)) return first;
     const { rcmail } = this;
     const response = await fetch(rcmail.url("plugin.mailbell.ticket"), {
       method: "POST", body: new URLSearchParams({ _remote: "1" }), headers: this.#headers(), signal,
@@ -145,17 +147,16 @@ class Live {
     }
     const ticket = (await response.json()).env?.mailbell_ticket;
     if (!ticket) throw new this.#client.GatewayError("ticket: the session has ended", { status: 401 });
-    return this.#noted(ticket);
-  }
-
-  /** @param {{ url?: string }} ticket */
-  #noted(ticket) {
-    this.#refused ||= !ticket.url;
     return ticket;
   }
 
   #headers() {
     return { "X-Roundcube-Request": this.#rcmail.env.request_token, "X-Requested-With": "XMLHttpRequest" };
+  }
+
+  /** Whether all that events told is on the page, or waits for the tab to be seen, and nothing is being asked for. */
+  get settled() {
+    return !this.#timer && !this.#asking;
   }
 
   get rcmail() {
@@ -449,20 +450,26 @@ class Live {
     this.rcmail.start_keepalive();
     this.#mark();
     if (up) {
-      const outage = this.#refused || Date.now() - this.#downSince > OUTAGE;
-      this.#refused = false;
-      if (outage) this.#catchUpSoon(() => this.#fetchAll({ reason: "fresh" }));
+      // A store that could not report then does not report it later: the log has nothing of it to replay.
+      this.#owes ||= this.#downSince > 0 && Date.now() - this.#downSince > OUTAGE;
+      if (this.#owes) {
+        this.#soon(() => {
+          this.#owes = false;
+          this.#fetchAll({ reason: "fresh" });
+        }, this.#settings.catchUp || RETURN);
+      }
       return;
     }
     this.#downSince = Date.now();
+    this.#polled = false;
     if (this.#chosen === 0) return;
     this.#upAtRefresh = false;
-    if (this.#settings.catchUp > 0) this.#catchUpSoon(() => this.rcmail.refresh());
+    if (this.#settings.catchUp > 0) this.#soon(() => this.rcmail.refresh(), this.#settings.catchUp);
   }
 
-  /** Not everybody at the same moment: mailbell is lost to all pages at once, and back for all. @param {() => void} ask */
-  #catchUpSoon(ask) {
-    this.#catchUp = setTimeout(ask, 1_000 * this.#settings.catchUp * (0.1 + 0.9 * Math.random()));
+  /** Not everybody at the same moment: mailbell is lost to all pages at once. @param {() => void} ask @param {number} seconds */
+  #soon(ask, seconds) {
+    this.#catchUp = setTimeout(ask, 1_000 * seconds * (0.1 + 0.9 * Math.random()));
   }
 
   /** Whether the page watches folders of others, whose changes are told to their owners: for these it must ask. */

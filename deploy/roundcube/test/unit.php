@@ -124,6 +124,23 @@ $answer = $good;
 check('it is back', isset($gateway->ticket('alice@example.com')['url']), true);
 check('the mark is gone', $marks(), []);
 
+// It has been down for long: pages ask less often, but not ever less.
+$answer = new RuntimeException('timed out');
+$gateway->ticket('alice@example.com');
+foreach ([240 => 120, 86400 => 300] as $age => $least) {
+    file_put_contents($marks()[0], (string) (time() - $age));
+    $wait = $gateway->ticket('alice@example.com')['retryAfterMs'];
+    check("down for $age s: back after $wait", $wait >= 1000 * $least && $wait <= 1000 * $least + 31000, true);
+}
+array_map('unlink', $marks());
+
+// Where nothing can be remembered, the log says so.
+$logged = [];
+(new mailbell_gateway('http://127.0.0.1:1', 'a token', 60, "$folder/nowhere", fn () => [500, [], ''], function ($line) use (&$logged) {
+    $logged[] = $line;
+}))->ticket('alice@example.com');
+check('a folder that is not writable is logged', count($logged) === 2 && str_contains($logged[0], 'temp_dir'), true);
+
 // A clock that was set back does not silence it for longer.
 touch("$folder/mailbell-" . substr(sha1('http://127.0.0.1:8480/v1/connect'), 0, 16), time() + 86400);
 check('a mark of tomorrow', $gateway->ticket('alice@example.com')['retryAfterMs'] <= 90000, true);

@@ -10,6 +10,9 @@
  */
 class mailbell_gateway
 {
+    /** In rests: how long pages wait at most before they ask again. */
+    private const LONGEST = 5;
+
     /** @var string URL of /v1/connect */
     private $url;
 
@@ -102,16 +105,21 @@ class mailbell_gateway
 
     private function failed(string $why): array
     {
-        if (!@touch($this->mark)) {
+        // What the file says is when the failures began; its time says when the last was.
+        $known = @filemtime($this->mark) !== false;
+        if (!($known ? @touch($this->mark) : @file_put_contents($this->mark, (string) time()) !== false)) {
             ($this->log)("{$this->mark} can't be written, so every page waits for mailbell: make temp_dir writable");
         }
         ($this->log)("mailbell at {$this->url}: $why; not asked again for {$this->rest} s");
         return $this->later($this->rest);
     }
 
-    /** Not everybody at the same moment. */
+    /** Not everybody at the same moment, and all of them less often when it has been down for long. */
     private function later(int $seconds): array
     {
-        return ['retryAfterMs' => 1000 * $seconds + random_int(0, 500 * $this->rest)];
+        $since = (int) @file_get_contents($this->mark);
+        $down  = $since > 0 ? time() - $since : 0;
+        $wait  = max($seconds, min(intdiv($down, 2), self::LONGEST * $this->rest));
+        return ['retryAfterMs' => 1000 * $wait + random_int(0, 500 * $this->rest)];
     }
 }
