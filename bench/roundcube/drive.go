@@ -12,29 +12,16 @@ import (
 
 // measure takes the side's figures, with mail and without.
 func (s *side) measure(ctx context.Context, r *Result) error {
-	idleCores := 0.0
-	if !s.push {
-		if err := s.measureDelivery(ctx, r); err != nil {
-			return err
-		}
-	}
 	if s.push {
-		before, err := s.cpu()
-		if err != nil {
+		r.MailbellIdleCores = s.idleCores
+		if err := s.measureKeepAlive(ctx, r); err != nil {
 			return err
 		}
-		if err := sleep(ctx, idleTime); err != nil {
-			return err
-		}
-		after, err := s.cpu()
-		if err != nil {
-			return err
-		}
-		idleCores = (after["mailbell"] - before["mailbell"]) / idleTime.Seconds()
-		r.MailbellIdleCores = idleCores
+	} else if err := s.measureDelivery(ctx, r); err != nil {
+		return err
 	}
 	for _, rate := range []float64{s.cfg.ChangeRate, 0} {
-		f, err := s.hours(ctx, rate, idleCores, r.DeliveryCPUMs)
+		f, err := s.hours(ctx, rate, r.DeliveryCPUMs)
 		if err != nil {
 			return err
 		}
@@ -71,11 +58,66 @@ func (s *side) measureDelivery(ctx context.Context, r *Result) error {
 	return nil
 }
 
+// measureIdling measures what mailbell uses while nobody is connected.
+func (s *side) measureIdling(ctx context.Context) error {
+	before, err := treeCPU(s.roots["mailbell"])
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, idleTime); err != nil {
+		return err
+	}
+	after, err := treeCPU(s.roots["mailbell"])
+	if err != nil {
+		return err
+	}
+	s.idleCores = (after - before) / idleTime.Seconds()
+	return nil
+}
+
+// measureKeepAlive measures what one keep-alive costs, by which other lifetimes of a session are reckoned.
+func (s *side) measureKeepAlive(ctx context.Context, r *Result) error {
+	before, err := s.cpu()
+	if err != nil {
+		return err
+	}
+	for i := range keepAlives {
+		if err := s.users[i%len(s.users)].ask(ctx, "keep-alive"); err != nil {
+			return err
+		}
+	}
+	after, err := s.cpu()
+	if err != nil {
+		return err
+	}
+	r.KeepAliveCPUMs = 1000 * (after["php-fpm"] + after["nginx"] - before["php-fpm"] - before["nginx"]) / keepAlives
+	return nil
+}
+
+// socketBytes returns what went over the pages' sockets so far: frames and the handshake, as nginx sees them.
+func (s *side) socketBytes() (in, out int64, err error) {
+	for _, u := range s.users {
+		if u.traffic == nil {
+			continue
+		}
+		sent, received, err := u.traffic()
+		if err != nil {
+			return 0, 0, fmt.Errorf("socket of %s: %w", u.name, err)
+		}
+		in, out = in+sent, out+received
+	}
+	return in, out, nil
+}
+
 // hours lets the users be for the span, and measures.
-func (s *side) hours(ctx context.Context, rate, idleCores, deliveryMs float64) (Figures, error) {
+func (s *side) hours(ctx context.Context, rate, deliveryMs float64) (Figures, error) {
 	s.cfg.Say("%s: %v with %g changes a user-hour", s.name(), s.cfg.Span, rate)
 	s.failures = failures{}
 	before, err := s.cpu()
+	if err != nil {
+		return Figures{}, err
+	}
+	in, out, err := s.socketBytes()
 	if err != nil {
 		return Figures{}, err
 	}
@@ -91,13 +133,17 @@ func (s *side) hours(ctx context.Context, rate, idleCores, deliveryMs float64) (
 	}
 	f := Figures{ByProcess: make(map[string]float64), RequestsByAction: make(map[string]int), Failed: s.failures.count}
 	s.book(&f)
+	if f.SocketBytesIn, f.SocketBytesOut, err = s.socketBytes(); err != nil {
+		return f, err
+	}
+	f.SocketBytesIn, f.SocketBytesOut = f.SocketBytesIn-in, f.SocketBytesOut-out
 	for name := range after {
 		used := after[name] - before[name]
 		switch name {
 		case "mailbell":
-			used = max(0, used-idleCores*took.Seconds())
+			used -= s.idleCores * took.Seconds()
 		case "dovecot":
-			used = max(0, used-deliveryMs/1000*float64(f.Changes))
+			used -= deliveryMs / 1000 * float64(f.Changes)
 		}
 		f.ByProcess[name] = used
 		f.CPUSeconds += used

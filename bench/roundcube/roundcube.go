@@ -2,7 +2,8 @@
 // Debian's Roundcube, nginx, php-fpm and Dovecot, with users that are signed in over HTTP.
 //
 // A user asks what the page's JavaScript asks, at the times at which it does; in between nothing is simulated. Time is
-// squeezed by a factor: a poll each minute becomes one each second, and the CPU time of each request is what it is.
+// squeezed by a factor: a poll each minute becomes one each second, and the CPU time of each request is what it is. So
+// are the notifier's pings.
 // What runs whatever the users do, mailbell's own idling, is measured apart and not squeezed.
 //
 // Each user of a running side has goroutines, which end with it.
@@ -15,6 +16,9 @@ import (
 	"time"
 )
 
+// maxSqueeze leaves a second between two pings, which is what a busy machine may need for an answer.
+const maxSqueeze = 50
+
 // Config of a comparison. The zero value is 20 users with a refresh interval of a minute and 6 changes an hour.
 type Config struct {
 	Users           int           // signed in, each in a session of its own; 0 = 20
@@ -24,7 +28,7 @@ type Config struct {
 	ChangeRate      float64       // messages that a user gets in an hour; 0 = 6. Idle users are measured too
 	Messages        int           // in each INBOX at the start; 0 = 50, a full page
 	Span            time.Duration // of users' time, for each measurement; 0 = 1 h
-	Squeeze         float64       // users' time over the machine's; 0 = 60
+	Squeeze         float64       // users' time over the machine's; 0 = 50, which is the most
 	Seed            uint64
 	Binary          string                           // mailbell
 	Say             func(format string, args ...any) // progress; nil says nothing
@@ -42,6 +46,8 @@ func (c Config) Validate() error {
 		return errors.New("bench compare: --change-rate must be from 0 to 1000")
 	case c.Span < time.Minute || c.Squeeze < 1 || c.Span.Seconds()/c.Squeeze < 5:
 		return errors.New("bench compare: --span over --squeeze must be at least 5s of the machine's time")
+	case c.Squeeze > maxSqueeze:
+		return fmt.Errorf("bench compare: --squeeze must be %d at most: sockets are pinged every 50s of users' time, and need a second for it", maxSqueeze)
 	case c.Messages < 0 || c.Messages > 1000:
 		return errors.New("bench compare: at most 1000 messages in an INBOX")
 	case c.SessionLifetime < 2*time.Minute:
@@ -70,7 +76,7 @@ func (c Config) withDefaults() Config {
 		c.Messages = 50
 	}
 	if c.Squeeze == 0 {
-		c.Squeeze = 60
+		c.Squeeze = maxSqueeze
 	}
 	if c.Say == nil {
 		c.Say = func(string, ...any) {}
@@ -87,12 +93,17 @@ type Result struct {
 	// Users that get mail, and users that get none.
 	Busy Pair `json:"busy"`
 	Idle Pair `json:"idle"`
-	// MailbellIdleCores is what mailbell uses whatever the users do. It is in no figure but Sites.
+	// MailbellIdleCores is what mailbell uses without sockets. It is in no figure but Sites.
 	MailbellIdleCores float64 `json:"mailbellIdleCores"`
 	// DeliveryCPUMs is what Dovecot uses for one delivery that nobody hears of. It is taken out of both sides' figures, so
 	// that what is left is what being told costs.
 	DeliveryCPUMs float64 `json:"deliveryCpuMs"`
-	Sites         []Site  `json:"sites"`
+	// KeepAliveCPUMs is what one keep-alive of a session costs nginx and PHP.
+	KeepAliveCPUMs float64 `json:"keepAliveCpuMs"`
+	// Lifetimes are the ratios of CPU as they would be with other session lifetimes: the measured ones, with the
+	// keep-alives of that lifetime in place of those that were measured.
+	Lifetimes []Lifetime `json:"lifetimes"`
+	Sites     []Site     `json:"sites"`
 }
 
 // Settings are the configuration as it was used.
@@ -119,7 +130,15 @@ type Pair struct {
 	} `json:"ratio"`
 }
 
-// Figures of one side. CPU is of nginx, php-fpm, Dovecot and mailbell, without deliveries and mailbell's idling.
+// Lifetime is what a session's lifetime makes of the ratios.
+type Lifetime struct {
+	Seconds float64 `json:"seconds"`
+	Busy    float64 `json:"busyCpuRatio"`
+	Idle    float64 `json:"idleCpuRatio"`
+}
+
+// Figures of one side. CPU is of nginx, php-fpm, Dovecot and mailbell, without deliveries and mailbell's idling. Both are
+// measured apart and taken out as they are: a part that did next to nothing may come out a little below zero.
 type Figures struct {
 	CPUSeconds         float64            `json:"cpuSeconds"`
 	CPUMsPerUserHour   float64            `json:"cpuMsPerUserHour"`
@@ -129,10 +148,17 @@ type Figures struct {
 	Failed             int                `json:"failed"`
 	BytesIn            int64              `json:"bytesIn"`  // to nginx, HTTP only
 	BytesOut           int64              `json:"bytesOut"` // from nginx, HTTP only
+	SocketBytesIn      int64              `json:"socketBytesIn"`
+	SocketBytesOut     int64              `json:"socketBytesOut"`
 	Changes            int                `json:"changes"`
 	Unseen             int                `json:"unknown"` // changes that no answer came after
 	SecondsToKnowMean  float64            `json:"secondsToKnowMean"`
 	SecondsToKnowWorst float64            `json:"secondsToKnowWorst"`
+}
+
+// bytes is what went over the wire, both ways.
+func (f Figures) bytes() float64 {
+	return float64(f.BytesIn + f.BytesOut + f.SocketBytesIn + f.SocketBytesOut)
 }
 
 // Site is what a site of some users would need, if costs grow with users.
@@ -141,6 +167,10 @@ type Site struct {
 	PollCores float64 `json:"pollCores"`
 	PushCores float64 `json:"pushCores"` // mailbell's idling included
 	Ratio     float64 `json:"ratio"`
+	// The same, of users that get no mail.
+	IdlePollCores float64 `json:"idlePollCores"`
+	IdlePushCores float64 `json:"idlePushCores"`
+	IdleRatio     float64 `json:"idleRatio"`
 }
 
 // Broken tells whether the promise was: a user with the plugin was not told of a change, or a request failed.
@@ -179,15 +209,35 @@ func Compare(ctx context.Context, cfg Config) (Result, error) {
 	}
 	for _, p := range []*Pair{&r.Busy, &r.Idle} {
 		p.Ratio.CPU = ratio(p.Poll.CPUSeconds, p.Push.CPUSeconds)
-		p.Ratio.Bytes = ratio(float64(p.Poll.BytesIn+p.Poll.BytesOut), float64(p.Push.BytesIn+p.Push.BytesOut))
+		p.Ratio.Bytes = ratio(p.Poll.bytes(), p.Push.bytes())
 		p.Ratio.Requests = ratio(float64(p.Poll.Requests), float64(p.Push.Requests))
 	}
 	for _, users := range []int{1000, 10_000, 50_000} {
-		s := Site{Users: users, PollCores: cores(r.Busy.Poll, users), PushCores: cores(r.Busy.Push, users) + r.MailbellIdleCores}
-		s.Ratio = ratio(s.PollCores, s.PushCores)
-		r.Sites = append(r.Sites, s)
+		r.Sites = append(r.Sites, r.site(users))
+	}
+	for _, lifetime := range []time.Duration{10 * time.Minute, time.Hour} {
+		r.Lifetimes = append(r.Lifetimes, r.lifetime(lifetime))
 	}
 	return r, nil
+}
+
+func (r Result) site(users int) Site {
+	s := Site{
+		Users: users, PollCores: cores(r.Busy.Poll, users), PushCores: cores(r.Busy.Push, users) + r.MailbellIdleCores,
+		IdlePollCores: cores(r.Idle.Poll, users), IdlePushCores: cores(r.Idle.Push, users) + r.MailbellIdleCores,
+	}
+	s.Ratio, s.IdleRatio = ratio(s.PollCores, s.PushCores), ratio(s.IdlePollCores, s.IdlePushCores)
+	return s
+}
+
+func (r Result) lifetime(d time.Duration) Lifetime {
+	perHour := func(seconds float64) float64 { return 3600 / (keepAlive * seconds) }
+	more := r.KeepAliveCPUMs * (perHour(d.Seconds()) - perHour(r.Settings.SessionLifetimeSeconds))
+	return Lifetime{
+		Seconds: d.Seconds(),
+		Busy:    ratio(r.Busy.Poll.CPUMsPerUserHour, r.Busy.Push.CPUMsPerUserHour+more),
+		Idle:    ratio(r.Idle.Poll.CPUMsPerUserHour, r.Idle.Push.CPUMsPerUserHour+more),
+	}
 }
 
 func ratio(a, b float64) float64 {

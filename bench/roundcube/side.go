@@ -28,6 +28,8 @@ const (
 	idleTime     = 10 * time.Second       // for which mailbell's idling is measured
 	window       = 500 * time.Millisecond // in which the plugin makes one refresh of several changes
 	keepAlive    = 0.75                   // of the session's lifetime, as the plugin has it
+	keepAlives   = 200                    // by which the cost of one is measured
+	pingInterval = 50 * time.Second       // of a notifier, unless told otherwise
 )
 
 // side is one way of using Roundcube: its servers and users.
@@ -43,6 +45,7 @@ type side struct {
 	users []*user
 
 	sockets   []func() // each closes one
+	idleCores float64  // mailbell's, without sockets
 	transport *http.Transport
 	failures  failures
 }
@@ -125,14 +128,19 @@ func (s *side) start(ctx context.Context) error {
 		if err := s.startBell(ctx, http, sockets); err != nil {
 			return err
 		}
+		if err := s.measureIdling(ctx); err != nil {
+			return err
+		}
 	}
 	return s.signIn(ctx)
 }
 
 func (s *side) startBell(ctx context.Context, http, sockets string) error {
+	// A notifier looks for sockets to ping when the answers to the last ones are due, at the latest.
+	ping := s.cfg.real(pingInterval).String()
 	s.bell = exec.Command(s.cfg.Binary, "run", "--data", filepath.Join(s.dir, "data"), "--dovecot", "--demo=false", "--http", http, "--sockets", sockets,
 		"--link", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--service-tokens", filepath.Join(s.dir, "service-tokens"),
-		"--public-url", "ws://"+s.web.Addr()+"/mailbell/v1/ws", "--max-per-address", "-1")
+		"--public-url", "ws://"+s.web.Addr()+"/mailbell/v1/ws", "--max-per-address", "-1", "--ping-interval", ping, "--pong-timeout", ping)
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "MAILBELL_") {
 			s.bell.Env = append(s.bell.Env, v)

@@ -27,6 +27,8 @@ type user struct {
 	client *http.Client
 	token  string // of requests
 	socket string // with a ticket; empty without the plugin
+	// traffic is what the socket sent and received so far; nil before listen.
+	traffic func() (sent, received int64, err error)
 
 	mu    sync.Mutex
 	uids  int     // messages in INBOX; guarded by mu
@@ -182,6 +184,7 @@ func (u *user) listen(ctx context.Context, event func()) (stop func(), err error
 	if err != nil {
 		return nil, fmt.Errorf("socket of %s: %w", u.name, err)
 	}
+	u.traffic = func() (sent, received int64, err error) { return traffic(conn.NetConn()) }
 	if err := conn.Send([]byte(`{"type":"subscribe","id":1,"account":"` + u.name + `"}`)); err != nil {
 		_ = conn.Close()
 		return nil, err

@@ -23,7 +23,13 @@ knows, and what an outage of all servers does. Clients run in processes of their
 own and never count. The changes are a Poisson process for each account, drawn
 from --seed: both sides get the same.
 
-Polling gets every fair advantage; the report lists them.`
+Polling gets every fair advantage; the report lists them.
+
+With --store roundcube it is Debian's Roundcube, signed in and polling as its page
+does, against the same with mailbell's plugin, for --span of the users' time run
+--squeeze times as fast. Of the flags it takes --users (default 20), --poll-interval
+(default 1m), --change-rate (default 6), --seed, --span, --squeeze,
+--session-lifetime and --json.`
 
 func newBenchCompareCommand(t terminal) *cobra.Command {
 	cfg := bench.CompareConfig{}
@@ -39,6 +45,9 @@ func newBenchCompareCommand(t terminal) *cobra.Command {
   mailbell bench compare --users 2000 --sweep 2s,5s,10s,30s,60s --report compare.html --svg slides`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkStoreFlags(cmd, cfg.Store); err != nil {
+				return err
+			}
 			if cfg.Store == storeRoundcube {
 				return webmail.run(cmd, t, cfg, asJSON)
 			}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -25,8 +27,32 @@ type webmailFlags struct {
 
 func (f *webmailFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.span, "span", 0, "with --store roundcube: `time` of users that is measured (default 1h)")
-	fs.Float64Var(&f.squeeze, "squeeze", 0, "with --store roundcube: users' time over the machine's (default 60)")
+	fs.Float64Var(&f.squeeze, "squeeze", 0, "with --store roundcube: users' time over the machine's (default 50, which is the most)")
 	fs.DurationVar(&f.lifetime, "session-lifetime", 0, "with --store roundcube: `time` that a session lives without requests (default 1h)")
+}
+
+// checkStoreFlags refuses flags that a store does not know, rather than measure something else than was asked for.
+func checkStoreFlags(cmd *cobra.Command, store string) error {
+	only := []string{"span", "squeeze", "session-lifetime"}
+	both := []string{"store", "users", "poll-interval", "change-rate", "seed", "json"}
+	var refused []string
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		known := !slices.Contains(only, f.Name)
+		if store == storeRoundcube {
+			known = !known || slices.Contains(both, f.Name)
+		}
+		if f.Changed && !known {
+			refused = append(refused, "--"+f.Name)
+		}
+	})
+	if len(refused) == 0 {
+		return nil
+	}
+	format := "bench compare: %s: only with --store " + storeRoundcube
+	if store == storeRoundcube {
+		format = "bench compare: %s: not with --store " + storeRoundcube
+	}
+	return &usageError{command: cmd.CommandPath(), err: fmt.Errorf(format, strings.Join(refused, ", "))}
 }
 
 // run is `bench compare --store roundcube`.
@@ -80,14 +106,21 @@ func printRoundcube(w io.Writer, r roundcube.Result) {
 	row("CPU ms a user-hour", "%.1f", func(f roundcube.Figures) any { return f.CPUMsPerUserHour })
 	row("requests", "%d", func(f roundcube.Figures) any { return f.Requests })
 	row("kB", "%d", func(f roundcube.Figures) any { return (f.BytesIn + f.BytesOut) / 1000 })
+	row("kB on sockets", "%.1f", func(f roundcube.Figures) any { return float64(f.SocketBytesIn+f.SocketBytesOut) / 1000 })
 	row("changes", "%d", func(f roundcube.Figures) any { return f.Changes })
 	row("s to know, mean", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowMean })
 	row("s to know, worst", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowWorst })
 	tw.Flush()
 	fmt.Fprintf(w, "\nA delivery costs %.1f ms of CPU, which is in neither side.\n", r.DeliveryCPUMs)
-	fmt.Fprintf(w, "poll over push: CPU %.3g, idle %.3g; requests %.3g, idle %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
-		r.Busy.Ratio.CPU, r.Idle.Ratio.CPU, r.Busy.Ratio.Requests, r.Idle.Ratio.Requests, r.MailbellIdleCores)
+	fmt.Fprintf(w, "poll over push: CPU %.3g, idle %.3g; requests %.3g, idle %.3g; bytes %.3g, idle %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
+		r.Busy.Ratio.CPU, r.Idle.Ratio.CPU, r.Busy.Ratio.Requests, r.Idle.Ratio.Requests, r.Busy.Ratio.Bytes, r.Idle.Ratio.Bytes, r.MailbellIdleCores)
 	for _, s := range r.Sites {
-		fmt.Fprintf(w, "%d users: %.3g cores by polling, %.3g by pushing: %.3g times\n", s.Users, s.PollCores, s.PushCores, s.Ratio)
+		fmt.Fprintf(w, "%d users: %.3g cores by polling, %.3g by pushing: %.3g times; idle %.3g and %.3g: %.3g times\n",
+			s.Users, s.PollCores, s.PushCores, s.Ratio, s.IdlePollCores, s.IdlePushCores, s.IdleRatio)
 	}
+	fmt.Fprintf(w, "A keep-alive costs %.1f ms.", r.KeepAliveCPUMs)
+	for _, l := range r.Lifetimes {
+		fmt.Fprintf(w, " With sessions of %v: CPU %.3g times, idle %.3g times.", time.Duration(l.Seconds)*time.Second, l.Busy, l.Idle)
+	}
+	fmt.Fprintln(w)
 }
