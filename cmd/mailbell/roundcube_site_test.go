@@ -101,7 +101,9 @@ func startRoundcube(t *testing.T, site string, settings ...string) *roundcubeSit
 	s := &roundcubeSite{t: t, guide: followGuide(t), http: freeAddress(t)}
 	sockets := freeAddress(t)
 	var err error
-	s.mail, err = dovecotproc.Start(soon(t), dovecotproc.Options{AgentURL: "http://" + s.http, Script: s.guide.path("etc/dovecot/mailbell.lua")})
+	s.mail, err = dovecotproc.Start(soon(t), dovecotproc.Options{
+		AgentURL: "http://" + s.http, Script: s.guide.path("etc/dovecot/mailbell.lua"), Conf: s.guide.path("etc/dovecot/conf.d/11-mailbell.conf"),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

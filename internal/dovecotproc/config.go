@@ -54,7 +54,10 @@ namespace shared {
   list = children
 }
 {{- end}}
-mail_plugins = $mail_plugins{{if .Options.Shared}} acl{{end}}{{if .Drivers}} notify push_notification{{end}}{{if .Options.AgentURL}} mail_lua push_notification_lua{{end}}
+{{- if .Include}}
+!include {{.Include}}
+{{- end}}
+mail_plugins = $mail_plugins{{if .Options.Shared}} acl{{end}}{{if .Drivers}} notify push_notification{{end}}{{if .Lua}} mail_lua push_notification_lua{{end}}
 protocol imap {
   imap_metadata = yes
   mail_plugins = $mail_plugins{{if .Options.Shared}} imap_acl{{end}}
@@ -111,7 +114,12 @@ func (s *Server) config(opts Options) (string, error) {
 	}
 	var drivers []driver
 	plugin := map[string]string{}
-	if opts.AgentURL != "" {
+	include := ""
+	if opts.Conf != "" {
+		include = s.confPath()
+	}
+	lua := opts.AgentURL != "" && include == ""
+	if lua {
 		drivers = append(drivers, driver{1, "lua:file=" + s.scriptPath()})
 		plugin["mailbell_url"] = opts.AgentURL + "/dovecot/v1/events"
 		if opts.Token != "" {
@@ -140,7 +148,7 @@ func (s *Server) config(opts Options) (string, error) {
 	var b strings.Builder
 	if err := configTemplate.Execute(&b, map[string]any{
 		"Dir": s.dir, "User": name, "Group": group, "Root": root, "Password": Password,
-		"Clients": opts.IMAPProcesses + otherClients, "Options": opts, "Drivers": drivers, "Plugin": settings, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
+		"Clients": opts.IMAPProcesses + otherClients, "Include": include, "Lua": lua, "Options": opts, "Drivers": drivers, "Plugin": settings, "IMAPPort": imapPort, "LMTPPort": lmtpPort,
 	}); err != nil {
 		return "", fmt.Errorf("write configuration: %w", err)
 	}

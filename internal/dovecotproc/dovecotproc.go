@@ -41,6 +41,9 @@ type Options struct {
 	// Script is the Lua script; empty means deploy/dovecot/mailbell.lua of this module. It
 	// is copied.
 	Script string
+	// Conf is a file like deploy/dovecot/mailbell.conf that is included, with this Dovecot's script and agent in place
+	// of its own; empty means settings of the same effect. It needs AgentURL, and takes no Token.
+	Conf string
 	// Token is the service token that the script sends; empty sends none.
 	Token string
 	// OXURL is the whole URL for the OX driver, such as
@@ -240,6 +243,9 @@ func (s *Server) writeFiles(opts Options) (conf string, err error) {
 			return "", err
 		}
 	}
+	if err := s.writeConf(opts); err != nil {
+		return "", err
+	}
 	text, err := s.config(opts)
 	if err != nil {
 		return "", err
@@ -247,6 +253,27 @@ func (s *Server) writeFiles(opts Options) (conf string, err error) {
 	conf = filepath.Join(s.dir, "dovecot.conf")
 	return conf, os.WriteFile(conf, []byte(text), 0o644)
 }
+
+// writeConf writes the file that is included.
+func (s *Server) writeConf(opts Options) error {
+	if opts.Conf == "" {
+		return nil
+	}
+	b, err := os.ReadFile(opts.Conf)
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	text := string(b)
+	for old, with := range map[string]string{"lua:file=/etc/dovecot/mailbell.lua": "lua:file=" + s.scriptPath(), "= http://127.0.0.1:8480/": "= " + opts.AgentURL + "/"} {
+		if !strings.Contains(text, old) {
+			return fmt.Errorf("%s: it has no %q to replace", opts.Conf, old)
+		}
+		text = strings.Replace(text, old, with, 1)
+	}
+	return os.WriteFile(s.confPath(), []byte(text), 0o600)
+}
+
+func (s *Server) confPath() string { return filepath.Join(s.dir, "11-mailbell.conf") }
 
 func (s *Server) scriptPath() string { return filepath.Join(s.dir, "mailbell.lua") }
 
