@@ -56,6 +56,10 @@ deps: ## Install what the tests need: Debian packages, Kafka, npm modules
 web-check: ## Check the types of the browser client, run its tests
 	@if [ -f web/package.json ]; then cd web && npm ci --silent --no-audit --no-fund --no-progress && npm run --silent check && npm test --silent; fi
 
+.PHONY: roundcube-client
+roundcube-client: ## Copy the browser client into the folder of the Roundcube plugin
+	cp web/mailbell.js deploy/roundcube/mailbell/mailbell.js
+
 .PHONY: roundcube-check
 roundcube-check: ## Check the PHP of the Roundcube plugin, run its unit tests
 	@for f in $$(git ls-files 'deploy/roundcube/*.php' 'deploy/roundcube/*.inc' 'deploy/roundcube/*.dist'); do \

@@ -1,6 +1,7 @@
 package roundcubeproc
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,6 +11,25 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestClientIsCopied: `cp -r` of the plugin's folder must be enough, so it holds the browser client itself.
+func TestClientIsCopied(t *testing.T) {
+	module, err := ModuleDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(module, "deploy", "roundcube", "mailbell", "mailbell.js")
+	if info, err := os.Lstat(copied); err != nil || !info.Mode().IsRegular() {
+		t.Fatalf("%s is no file: %v", copied, err)
+	}
+	client, err := os.ReadFile(filepath.Join(module, "web", "mailbell.js"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(copied); err != nil || !bytes.Equal(got, client) {
+		t.Errorf("%s differs from web/mailbell.js (%v): run make roundcube-client", copied, err)
+	}
+}
 
 func TestStartStop(t *testing.T) {
 	module, err := ModuleDir()
