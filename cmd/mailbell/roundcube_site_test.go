@@ -55,14 +55,14 @@ func followGuide(t *testing.T) *guide {
 		t.Fatal(err)
 	}
 	g := &guide{root: t.TempDir(), text: string(text)}
-	for _, dir := range []string{"etc/dovecot/conf.d", "etc/nginx/sites-available", "etc/nginx/sites-enabled", "var/lib/roundcube/plugins"} {
+	for _, dir := range []string{"etc/dovecot/conf.d", "etc/nginx/sites-available", "etc/nginx/sites-enabled", "etc/systemd/system", "var/lib/roundcube/plugins"} {
 		if err := os.MkdirAll(g.path(dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, command := range g.blocks("sh") {
 		switch {
-		case otherwise.MatchString(command) || strings.HasPrefix(command, "mailbell run"):
+		case otherwise.MatchString(command):
 		case strings.HasPrefix(command, "apt-get install "):
 			out, err := exec.Command("dpkg-query", append([]string{"-W"}, strings.Fields(command)[2:]...)...).CombinedOutput()
 			if err != nil {
@@ -140,16 +140,14 @@ func startRoundcube(t *testing.T, site string, settings ...string) *roundcubeSit
 	return s
 }
 
-// mailbellRun is the guide's command with this test's folders and addresses.
+// mailbellRun is what the guide's unit starts, with this test's folders and addresses.
 func (s *roundcubeSite) mailbellRun(t *testing.T, site, sockets string) []string {
 	t.Helper()
-	commands := s.guide.blocks("sh")
-	i := slices.IndexFunc(commands, func(c string) bool { return strings.HasPrefix(c, "mailbell run") })
-	if i < 0 {
-		t.Fatal("docs/roundcube.md does not start mailbell")
-	}
-	args := strings.Fields(strings.NewReplacer("/var/lib/", s.guide.path("var/lib/")+"/", "/etc/", s.guide.path("etc/")+"/",
-		"wss://mail.example.com", "ws://"+s.web.Addr()).Replace(commands[i]))[1:]
+	unit, err := os.ReadFile(s.guide.path("etc/systemd/system/mailbell-run.service"))
+	must(t, err)
+	command := between(string(unit), "\nExecStart=/usr/bin/mailbell ", "\n")
+	args := strings.Fields(strings.NewReplacer("%d/service-tokens", s.guide.path("etc/mailbell/service-tokens"), "/var/lib/", s.guide.path("var/lib/")+"/", "/etc/", s.guide.path("etc/")+"/",
+		"wss://mail.example.com", "ws://"+s.web.Addr()).Replace(command))
 	args = append(args, "--http", s.http, "--sockets", sockets, "--link", "127.0.0.1:0")
 	if site == "cross-origin.conf" {
 		args = append(args, "--public-url", "ws://"+s.web.BellAddr()+"/v1/ws", "--origins", s.web.URL())

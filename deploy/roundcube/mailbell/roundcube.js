@@ -18,6 +18,7 @@ const ASK_AGAIN = 100;
 const KEEP_ALIVE = 0.75; // of the session's lifetime
 const TRY_AGAIN = 10_000; // ms, and up to as many more, after a request that failed
 const OUTAGE = 1_000; // ms; who is told to move is back sooner, and a mailbell that was restarted takes longer
+const FIRST = 10_000; // ms for a page's first socket, which may be slow to come while nothing is wrong
 const RETURN = 4; // seconds within which pages fetch after an outage, where catchUp has no say
 const RING_ONCE = 2_000; // ms for which one tab of several has a message's bell for itself
 
@@ -103,7 +104,7 @@ class Live {
   #failedFolders = false; // the retry is for the list of folders too
 
   #up = false;
-  #downSince; // 0: mailbell was there when the page came
+  #downSince; // with the time that the page's first socket may take
   #owes = false; // what an outage hid is to be fetched
   #polled = false; // a refresh went out while no events flowed
   #rang = 0; // when the bell was rung last
@@ -117,7 +118,7 @@ class Live {
     this.#settings = rcmail.env.mailbell;
     this.#chosen = rcmail.env.refresh_interval || 0;
     this.#firstTicket = this.#settings.ticket;
-    this.#downSince = this.#firstTicket?.url ? 0 : Date.now();
+    this.#downSince = Date.now() + (this.#firstTicket?.url ? FIRST : 0);
     this.#wrapKeepAlive();
     this.#listen();
     this.#bell = new client.Mailbell({ gateway: (need) => this.#ticket(need), store: "session" });
@@ -451,7 +452,7 @@ class Live {
     this.#mark();
     if (up) {
       // A store that could not report then does not report it later: the log has nothing of it to replay.
-      this.#owes ||= this.#downSince > 0 && Date.now() - this.#downSince > OUTAGE;
+      this.#owes ||= Date.now() - this.#downSince > OUTAGE;
       if (this.#owes) {
         this.#soon(() => {
           this.#owes = false;
