@@ -34,7 +34,7 @@ func newMetrics(reg prometheus.Registerer, n *Node) *metrics {
 		linkBytes:      counter("link_sent_bytes_total", "Bytes of messages sent to notifiers."),
 		readerRestarts: counter("reader_restarts_total", "Times that a partition's reader had to begin again."),
 		standIns:       counter("stand_ins_total", "Partitions that this node began to serve for an owner that a notifier did not reach."),
-		skipped:        counter("records_skipped_total", "Records of the log that are no event of an account: no key, or too large."),
+		skipped:        counter("records_skipped_total", "Records of the log that are no event of an account: no key, too large, or no JSON object."),
 		cuts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mailbell_bus_links_ended_total",
 			Help: "Links that ended, by reason."}, []string{"reason"}),
 		gateway: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mailbell_bus_gateway_answers_total",

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/mailbell/mailbell/internal/eventlog"
 	"github.com/mailbell/mailbell/schema"
@@ -426,5 +428,30 @@ func TestConfigValidate(t *testing.T) {
 				t.Errorf("Validate() = %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestNoEventIsSkipped is about records that some other producer put on the log: none may reach a client's frame.
+func TestNoEventIsSkipped(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	f := dial(t, n, "n1")
+	log.assign(t, map[string][]int32{"b1": {0}})
+	owned := f.ownership(0)[0]
+	f.subscribe(owned, nil, "alice@example.com")
+	key := []byte("alice@example.com")
+	poison := [][]byte{nil, {}, []byte("null"), []byte("hello"), []byte(`["an","array"]`), []byte(`{"half":`),
+		[]byte("{\"id\":\"\xff\xfe\"}"), []byte(`{}{}`), bytes.Repeat([]byte(" "), maxEvent+1)}
+	for _, value := range poison {
+		log.write(0, eventlog.Message{Key: key, Value: value, Time: time.Now()})
+	}
+	log.write(0, eventlog.Message{Value: eventJSON("alice@example.com", "no key"), Time: time.Now()})
+	log.append("alice@example.com", "good")
+	got := f.events(1)
+	if id := string(schema.EventID(got[0].GetEvent())); len(got) != 1 || id != "good" {
+		t.Errorf("%d records, the first is %q", len(got), got[0].GetEvent())
+	}
+	if skipped := testutil.ToFloat64(n.metrics.skipped); skipped != float64(len(poison)+1) {
+		t.Errorf("%v records counted as skipped, want %d", skipped, len(poison)+1)
 	}
 }

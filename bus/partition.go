@@ -193,9 +193,11 @@ func (p *partition) take(batch []eventlog.Message) error {
 	return nil
 }
 
-// routable reports whether the record can be someone's event and fit a link's message.
+// routable reports whether the record can be someone's event and fit a link's message. Its value stands as it is in a
+// text frame, so a tombstone or another producer's bytes would break the frame or, in a browser, the whole socket.
 func routable(m *eventlog.Message) bool {
-	return len(m.Key) > 0 && len(m.Key) <= schema.MaxAccountBytes && len(m.Value) <= maxEvent && utf8.Valid(m.Key)
+	return len(m.Key) > 0 && len(m.Key) <= schema.MaxAccountBytes && utf8.Valid(m.Key) &&
+		len(m.Value) <= maxEvent && schema.IsObject(m.Value)
 }
 
 // maxEvent leaves room for events of a producer that knows no limit of ours; it is far below a link's message.

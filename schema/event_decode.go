@@ -230,6 +230,12 @@ func clip(s string) string {
 	return s[:cut] + "…"
 }
 
+// IsObject reports whether b is one JSON object in UTF-8: what an event frame can carry as it stands.
+func IsObject(b []byte) bool {
+	b = bytes.TrimLeft(b, " \t\r\n")
+	return len(b) > 0 && b[0] == '{' && utf8.Valid(b) && gjson.ValidBytes(b)
+}
+
 // EventMailboxes returns the mailboxes that an event on the log concerns without decoding the rest: where it
 // happened and, for a rename, the old name. Either may be empty.
 func EventMailboxes(event []byte) (mailbox, old Mailbox) {
