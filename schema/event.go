@@ -45,7 +45,7 @@ type Event struct {
 	Truncated   bool      // the uidset was longer than MaxUIDSetBytes and is left out
 	JMAPStates  map[string]string
 
-	// Extra holds the fields that this version does not know, as they came.
+	// Extra holds the fields that this version does not know, as they came: name and JSON. None may have a known name.
 	Extra map[string]json.RawMessage
 }
 
@@ -123,7 +123,10 @@ func (e *Event) validate() *FieldError {
 	if err := e.validateMessages(); err != nil {
 		return err
 	}
-	return e.validateActor()
+	if err := e.validateActor(); err != nil {
+		return err
+	}
+	return e.validateExtra()
 }
 
 func (e *Event) validateIdentity() *FieldError {
@@ -140,8 +143,8 @@ func (e *Event) validateIdentity() *FieldError {
 		return wrong("account", "is missing")
 	case e.Timestamp.IsZero():
 		return wrong("timestamp", "is missing")
-	case e.Timestamp.Year() < 1 || e.Timestamp.Year() > 9999:
-		return wrong("timestamp", "has a year that RFC 3339 cannot write")
+	case e.Timestamp.UTC().Year() < 1 || e.Timestamp.UTC().Year() > 9999:
+		return wrong("timestamp", "has a year that RFC 3339 cannot write in UTC")
 	}
 	if err := e.Account.Validate(); err != nil {
 		return wrong("account", "%v", err)
@@ -227,6 +230,22 @@ func (e *Event) validateActor() *FieldError {
 	}
 	if len(e.JMAPStates) > maxJMAPStates {
 		return wrong("jmapStates", "has %d types, the limit is %d", len(e.JMAPStates), maxJMAPStates)
+	}
+	return nil
+}
+
+// validateExtra keeps a program's own fields from breaking the object, or from standing beside a known field of the same
+// name. What DecodeEvent found passes.
+func (e *Event) validateExtra() *FieldError {
+	for _, key := range slices.Sorted(maps.Keys(e.Extra)) {
+		switch _, known := examples[key]; {
+		case known:
+			return &FieldError{Field: key, Problem: "is set in Extra; it has a field of its own"}
+		case !utf8.ValidString(key):
+			return &FieldError{Field: key, Problem: "is a name in Extra that is not valid UTF-8"}
+		case !utf8.Valid(e.Extra[key]) || !json.Valid(e.Extra[key]):
+			return &FieldError{Field: key, Problem: "is not valid JSON in Extra", Example: `{"x":1}`}
+		}
 	}
 	return nil
 }

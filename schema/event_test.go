@@ -174,6 +174,43 @@ func TestEventLimits(t *testing.T) {
 	}
 }
 
+// TestExtra is about what only a Go program can get wrong: from JSON, known names and bad values never reach Extra.
+func TestExtra(t *testing.T) {
+	for name, tc := range map[string]struct{ key, value, want string }{
+		"unknown":       {"vnd.x", `{"a":[1, null]}`, ""},
+		"a known name":  {"account", `"mallory@example.com"`, "field of its own"},
+		"optional name": {"oldMailbox", `"A"`, "field of its own"},
+		"no value":      {"vnd.x", ``, "not valid JSON"},
+		"half a value":  {"vnd.x", `{"a":`, "not valid JSON"},
+		"two values":    {"vnd.x", `1,"account":"mallory@example.com"`, "not valid JSON"},
+		"not UTF-8":     {"vnd.x", "\"\xff\"", "not valid JSON"},
+		"a broken name": {"\xff", `1`, "not valid UTF-8"},
+	} {
+		e := fullEvent()
+		e.Extra = map[string]json.RawMessage{tc.key: json.RawMessage(tc.value)}
+		_, err := e.Encode()
+		var field *FieldError
+		switch {
+		case tc.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case tc.want != "" && (!errors.As(err, &field) || field.Field != tc.key || !strings.Contains(err.Error(), tc.want)):
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+	}
+}
+
+func TestIsObject(t *testing.T) {
+	for value, want := range map[string]bool{
+		fullEventJSON: true, "{}": true, " {\"a\":1}\n": true,
+		"": false, "null": false, "[]": false, "1": false, `"text"`: false, "{": false, "{}{}": false, "text": false,
+		"{\"a\":\"\xff\"}": false, "\x00\x01": false,
+	} {
+		if got := IsObject([]byte(value)); got != want {
+			t.Errorf("%q: %v", value, got)
+		}
+	}
+}
+
 func oddUIDs(n int) string {
 	var s UIDSet
 	for i := range n {
@@ -259,6 +296,15 @@ func BenchmarkDecodeEvent(b *testing.B) {
 	for b.Loop() {
 		if _, err := DecodeEvent([]byte(fullEventJSON)); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkIsObject(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if !IsObject([]byte(fullEventJSON)) {
+			b.Fatal("no object")
 		}
 	}
 }
