@@ -176,6 +176,9 @@ func TestOutage(t *testing.T) {
 	log.setFail(func(int, []storageadapter.Encoded) error { return storageadapter.ErrUnavailable })
 	cfg := Config{Publisher: log, Spool: spool.Config{Dir: t.TempDir()}, TrustLoopback: true}
 	t.Run("away", func(t *testing.T) {
+		cfg := cfg
+		reg := prometheus.NewRegistry()
+		cfg.Registerer = reg
 		a, server := startAgent(t, cfg)
 		for uid := 1; uid <= 50; uid++ {
 			if status := report(t, server, expunge("a", uid)); status != 202 {
@@ -185,6 +188,12 @@ func TestOutage(t *testing.T) {
 		log.wait(t, "a retry", func(calls int, _ []schema.Event) bool { return calls >= 2 })
 		if n, _ := a.Spooled(); n != 50 {
 			t.Fatalf("%d events in the spool, want 50", n)
+		}
+		// The age that operators alert on grows, whether or not anything is tried.
+		for age, last := 0.0, oldest(t, reg); age <= last; age = oldest(t, reg) {
+			if last <= 0 {
+				t.Fatalf("the oldest event has waited %v s", last)
+			}
 		}
 	})
 	t.Run("back", func(t *testing.T) {
@@ -200,6 +209,22 @@ func TestOutage(t *testing.T) {
 			}
 		}
 	})
+}
+
+// oldest reads mailbell_spool_oldest_seconds.
+func oldest(t *testing.T, reg *prometheus.Registry) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "mailbell_spool_oldest_seconds" {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatal("the age of the oldest event is not exported")
+	return 0
 }
 
 // TestPartialFailure: of a batch, what failed is tried again, in order, and what the topic will

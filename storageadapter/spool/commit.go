@@ -102,6 +102,9 @@ func (s *Spool) write(frames []byte, records int) error {
 	active := s.segments[len(s.segments)-1]
 	active.size += need
 	active.records += records
+	if s.records == 0 {
+		s.oldestAt = time.Now()
+	}
 	s.records += records
 	s.used += need
 	s.mu.Unlock()

@@ -18,28 +18,27 @@ type metrics struct {
 	refused  *prometheus.CounterVec
 	damaged  prometheus.Counter
 	commit   prometheus.Histogram
-	oldest   prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer, s *Spool) *metrics {
+func newMetrics(s *Spool) *metrics {
 	m := &metrics{
-		registerer: reg,
 		appended: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mailbell_spool_appended_total", Help: "Records written to the spool's disk and acknowledged."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mailbell_spool_refused_total", Help: "Records that the spool did not take, by reason: limit or disk."}, []string{"reason"}),
 		damaged: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "mailbell_spool_damaged_total", Help: "Acknowledged records lost because the disk returned other bytes than were written."}),
+			Name: "mailbell_spool_damaged_total", Help: "Acknowledged records lost because the disk returned other bytes than were written; of what was damaged before a start, a lower bound."}),
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "mailbell_spool_commit_seconds", Help: "Time to write and sync a group of records.",
 			Buckets: prometheus.ExponentialBuckets(0.000_1, 2, 15)}),
-		oldest: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "mailbell_spool_oldest_seconds", Help: "Age of the oldest record when it was last tried; 0 when the spool is empty."}),
 	}
 	for _, reason := range []string{reasonLimit, reasonDisk} {
 		m.refused.WithLabelValues(reason)
 	}
-	m.all = []prometheus.Collector{m.appended, m.refused, m.damaged, m.commit, m.oldest,
+	m.all = []prometheus.Collector{m.appended, m.refused, m.damaged, m.commit,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "mailbell_spool_oldest_seconds", Help: "How long the oldest record has waited; 0 when the spool is empty."},
+			func() float64 { return s.oldestAge().Seconds() }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "mailbell_spool_records", Help: "Records that wait in the spool."},
 			func() float64 { n, _ := s.Len(); return float64(n) }),
@@ -50,10 +49,15 @@ func newMetrics(reg prometheus.Registerer, s *Spool) *metrics {
 			Name: "mailbell_spool_limit_bytes", Help: "Bytes that the spool may use on disk."},
 			func() float64 { return float64(s.cfg.MaxBytes) }),
 	}
+	return m
+}
+
+// register shows the metrics, once the spool may be looked at from other goroutines.
+func (m *metrics) register(reg prometheus.Registerer) {
+	m.registerer = reg
 	if reg != nil {
 		reg.MustRegister(m.all...)
 	}
-	return m
 }
 
 // unregister lets the next Spool of the process register the same names.

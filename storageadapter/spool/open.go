@@ -54,9 +54,9 @@ func (s *Spool) recover() error {
 		return err
 	}
 	next := head.seq + 1
-	for _, seq := range seqs {
+	for i, seq := range seqs {
 		next = max(next, seq+1)
-		if err := s.recoverSegment(seq, head); err != nil {
+		if err := s.recoverSegment(seq, head, i == len(seqs)-1); err != nil {
 			return err
 		}
 	}
@@ -76,37 +76,55 @@ func (s *Spool) recover() error {
 }
 
 // recoverSegment takes over a segment of an earlier run, or removes it when nothing in it
-// is still needed.
-func (s *Spool) recoverSegment(seq uint64, head position) error {
+// is still needed. Only the newest one can end in what was being written at a crash; anything else
+// that is no frame is damage, behind which whole frames are kept.
+func (s *Spool) recoverSegment(seq uint64, head position, newest bool) error {
 	path := segmentPath(s.cfg.Dir, seq)
 	if seq < head.seq {
 		return removeSegment(path)
+	}
+	b, err := os.ReadFile(path) // bounded by SegmentBytes and one commit
+	if err != nil {
+		return fmt.Errorf("spool: scan: %w", err)
 	}
 	off := segmentHeaderBytes
 	if seq == head.seq {
 		off = max(head.off, off)
 	}
-	good, records, err := scanSegment(path, off)
-	if err != nil {
-		return err
+	if int64(len(b)) < segmentHeaderBytes {
+		off = 0
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("spool: scan: %w", err)
-	}
-	if cut := info.Size() - good; cut > 0 {
+	off = min(off, int64(len(b)))
+	found := scan(b[off:])
+	end := off + int64(found.end)
+	cut := int64(len(b)) - end
+	lost := found.holes
+	switch {
+	case cut > 0 && newest:
 		s.log.Warn("cut off the damaged end of a segment: what was being written when the machine or process stopped",
-			"segment", path, "bytesCut", cut, "bytesKept", good)
-		if err := os.Truncate(path, good); err != nil {
+			"segment", path, "bytesCut", cut, "bytesKept", end)
+	case cut > 0:
+		lost++
+	}
+	if lost > 0 {
+		s.metrics.damaged.Add(float64(lost))
+		s.log.Error("the disk returns other bytes than were written: records of this segment are lost",
+			"segment", path, "recordsLostAtLeast", lost, "recordsKept", found.records)
+	}
+	if found.records == 0 {
+		return removeSegment(path)
+	}
+	if cut > 0 {
+		if err := os.Truncate(path, end); err != nil {
 			return fmt.Errorf("spool: cut damaged end: %w", err)
 		}
 	}
-	if records == 0 {
-		return removeSegment(path)
+	if s.records == 0 {
+		s.oldestAt = found.first
 	}
-	s.segments = append(s.segments, &segment{seq: seq, path: path, size: good, records: records})
-	s.records += records
-	s.used += good
+	s.segments = append(s.segments, &segment{seq: seq, path: path, size: end, records: found.records})
+	s.records += found.records
+	s.used += end
 	return nil
 }
 

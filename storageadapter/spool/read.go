@@ -48,7 +48,7 @@ func (s *Spool) Next(ctx context.Context, maxRecords, maxBytes int) ([]Record, e
 			if err != nil || len(recs) > 0 {
 				return recs, err
 			}
-			continue // the rest of this segment was damaged and is skipped
+			continue // what was damaged is skipped
 		}
 		select {
 		case <-s.ready:
@@ -90,13 +90,14 @@ func (s *Spool) read(seg segment, head position, maxRecords, maxBytes int) ([]Re
 				break // cut by maxBytes, or damaged: the next call tells
 			}
 			if buf, err = s.growFirst(f, buf, off, seg.size); err != nil {
-				s.skipDamaged(seg, off)
-				return nil, nil
+				return nil, s.skipDamaged(f, seg, off)
 			}
 			continue
 		}
 		if len(recs) == 0 {
-			s.metrics.oldest.Set(time.Since(at).Seconds())
+			s.mu.Lock()
+			s.oldestAt = at
+			s.mu.Unlock()
 		}
 		recs = append(recs, rec)
 		off += int64(n)
@@ -126,14 +127,27 @@ func (s *Spool) growFirst(f *os.File, buf []byte, off, size int64) ([]byte, erro
 	return grown, nil
 }
 
-// skipDamaged gives up the rest of a segment whose bytes changed on the disk.
-func (s *Spool) skipDamaged(seg segment, off int64) {
-	s.log.Error("the disk returns other bytes than were written: records of this segment are lost",
-		"segment", seg.path, "offset", off, "bytesLost", seg.size-off, "recordsLost", seg.records)
-	s.metrics.damaged.Add(float64(seg.records))
+// skipDamaged goes on behind bytes that are no frame. What recover found damaged is counted
+// already and not among the segment's records.
+func (s *Spool) skipDamaged(f *os.File, seg segment, off int64) error {
+	b := make([]byte, seg.size-off)
+	if _, err := f.ReadAt(b, off); err != nil && err != io.EOF {
+		return fmt.Errorf("spool: read: %w", err)
+	}
+	rest := scan(b)
+	if lost := seg.records - rest.records; lost > 0 {
+		s.log.Error("the disk returns other bytes than were written: records of this segment are lost",
+			"segment", seg.path, "offset", off, "recordsLost", lost, "recordsKept", rest.records)
+		s.metrics.damaged.Add(float64(lost))
+	}
+	to := seg.size
+	if rest.records > 0 {
+		to = off + int64(rest.start)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.advance(position{seg.seq, seg.size}, seg.records)
+	s.advance(position{seg.seq, to}, seg.records-rest.records)
+	return nil
 }
 
 // advance moves the head over n records. Its caller holds mu.
@@ -169,10 +183,17 @@ func (s *Spool) Done(n int) {
 	}
 	s.mu.Lock()
 	s.advance(s.taken[n-1], n)
-	empty := s.records == 0
 	s.mu.Unlock()
 	s.taken = append(s.taken[:0], s.taken[n:]...)
-	if empty {
-		s.metrics.oldest.Set(0)
+}
+
+// oldestAge is how long the oldest record has waited, 0 when there is none. Between a Done and
+// the next Next it is the age of the last record that was taken, which is older.
+func (s *Spool) oldestAge() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.records == 0 {
+		return 0
 	}
+	return max(0, time.Since(s.oldestAt))
 }

@@ -1,7 +1,6 @@
 package spool
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -164,47 +163,34 @@ func decodeFrame(b []byte) (r Record, at time.Time, n int, err error) {
 	return Record{Key: string(rest[:keyLen]), Value: rest[keyLen:]}, time.UnixMilli(ms), n, nil
 }
 
-// scanSegment reads a whole segment: how many bytes of it are good, and how many records
-// end after off. The error is of the disk; a bad frame only ends the good part.
-func scanSegment(path string, off int64) (good int64, records int, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, 0, fmt.Errorf("spool: scan: %w", err)
-	}
-	defer f.Close()
-	r := bufio.NewReaderSize(f, 256<<10)
-	buf := make([]byte, segmentHeaderBytes, 4<<10)
-	if _, err := io.ReadFull(r, buf); err != nil || string(buf) != segmentHeader {
-		return 0, 0, scanError(err)
-	}
-	good = segmentHeaderBytes
-	for {
-		buf = buf[:frameHeaderBytes]
-		if _, err := io.ReadFull(r, buf); err != nil {
-			return good, records, scanError(err)
-		}
-		body, err := frameBodyBytes(buf)
-		if err != nil {
-			return good, records, nil
-		}
-		buf = slices.Grow(buf, body)[:frameHeaderBytes+body]
-		if _, err := io.ReadFull(r, buf[frameHeaderBytes:]); err != nil {
-			return good, records, scanError(err)
-		}
-		if _, _, _, err := decodeFrame(buf); err != nil {
-			return good, records, nil
-		}
-		good += int64(len(buf))
-		if good > off {
-			records++
-		}
-	}
+// scanned is what scan found.
+type scanned struct {
+	first   time.Time // of the first record
+	start   int       // where its frame begins
+	end     int       // of the last whole frame
+	records int
+	holes   int // stretches between or before whole frames that are no frames; each was a record at least
 }
 
-// scanError lets the end of a file pass: it is where the good part ends.
-func scanError(err error) error {
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil
+// scan finds every whole frame in b, also behind bytes that are none. A frame's checksum makes it
+// all but impossible to take other bytes for one.
+func scan(b []byte) scanned {
+	var s scanned
+	for off := 0; off < len(b); {
+		_, at, n, err := decodeFrame(b[off:])
+		if err != nil {
+			off++
+			continue
+		}
+		if off > s.end {
+			s.holes++
+		}
+		if s.records == 0 {
+			s.first, s.start = at, off
+		}
+		s.records++
+		off += n
+		s.end = off
 	}
-	return fmt.Errorf("spool: scan: %w", err)
+	return s
 }

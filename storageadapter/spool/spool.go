@@ -9,7 +9,8 @@
 // Invariants:
 //   - Nothing acknowledged is ever dropped: a full spool refuses new records with [ErrFull].
 //   - The bytes on disk never exceed Config.MaxBytes.
-//   - A half-written tail is cut off when the folder is opened, with a line in the log.
+//   - A half-written tail is cut off when the folder is opened, with a line in the log. Damage
+//     anywhere else costs only the records whose bytes it hit; they are counted, and logged as an error.
 //   - One process at a time holds the folder; a second one gets [ErrLocked].
 //
 // Goroutines: Open starts one, the committer, which writes and syncs what all callers of
@@ -122,8 +123,9 @@ type Spool struct {
 	segments []*segment // oldest first; the last is the active one
 	head     position   // of the oldest record that is not Done
 	headFile *os.File
-	records  int   // not Done
-	used     int64 // bytes on disk
+	records  int       // not Done
+	oldestAt time.Time // when the oldest of them came; see oldestAge
+	used     int64     // bytes on disk
 	queue    []*batch
 	queued   int64 // bytes in queue
 }
@@ -158,11 +160,12 @@ func Open(cfg Config) (*Spool, error) {
 		stop:    make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
+	s.metrics = newMetrics(s)
 	if err := s.recover(); err != nil {
 		s.closeFiles()
 		return nil, err
 	}
-	s.metrics = newMetrics(cfg.Registerer, s)
+	s.metrics.register(cfg.Registerer)
 	if s.records > 0 {
 		s.ready <- struct{}{}
 		s.log.Info("records of an earlier run are waiting", "records", s.records, "bytes", s.used)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -299,11 +300,69 @@ func TestDamageWhileRunning(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := take(t, s, 2); !slices.Equal(got, []string{"0", "3"}) {
+	if got := take(t, s, 3); !slices.Equal(got, []string{"0", "2", "3"}) {
 		t.Fatalf("got %v", got)
 	}
 	if n, _ := s.Len(); n != 0 {
 		t.Fatalf("%d records left", n)
+	}
+	if lost := testutil.ToFloat64(s.metrics.damaged); lost != 1 {
+		t.Fatalf("%v records counted as lost, want 1", lost)
+	}
+}
+
+// TestDamageBeforeTheEnd damages what was acknowledged long before a stop: whole frames behind it stay.
+func TestDamageBeforeTheEnd(t *testing.T) {
+	frame := int(segmentHeaderBytes) // where the first of segment 1 begins
+	next := frameHeaderBytes + bodyHeaderBytes + len("k") + len("0")
+	for _, c := range []struct {
+		name    string
+		segment uint64 // of 2 with 4 records each
+		damage  func(b []byte) []byte
+		want    []string
+		lost    float64
+	}{
+		{"a byte in the first file", 1, func(b []byte) []byte { b[frame+2*next-1] ^= 1; return b }, []string{"0", "2", "3", "4", "5", "6", "7"}, 1},
+		{"a length in the first file", 1, func(b []byte) []byte { b[frame+next+1] ^= 1; return b }, []string{"0", "2", "3", "4", "5", "6", "7"}, 1},
+		{"two places", 1, func(b []byte) []byte { b[frame+9] ^= 1; b[frame+2*next+9] ^= 1; return b }, []string{"1", "3", "4", "5", "6", "7"}, 2},
+		{"the end of the first file", 1, func(b []byte) []byte { return b[:len(b)-1] }, []string{"0", "1", "2", "4", "5", "6", "7"}, 1},
+		{"all of the first file", 1, func(b []byte) []byte { return make([]byte, len(b)) }, []string{"4", "5", "6", "7"}, 1},
+		{"the header of the first file", 1, func(b []byte) []byte { b[0] ^= 1; return b }, numbers(0, 8), 0},
+		{"a byte in the last file", 2, func(b []byte) []byte { b[frame+9] ^= 1; return b }, []string{"0", "1", "2", "3", "5", "6", "7"}, 1},
+		{"the end of the last file", 2, func(b []byte) []byte { return b[:len(b)-1] }, numbers(0, 7), 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := Config{Dir: t.TempDir(), SegmentBytes: int64(frame + 4*next)}
+			s := open(t, cfg)
+			for _, n := range numbers(0, 8) {
+				put(t, s, n)
+			}
+			s.Close()
+			path := segmentPath(cfg.Dir, c.segment)
+			b, err := os.ReadFile(path)
+			if err != nil || len(b) != frame+4*next {
+				t.Fatalf("%d bytes, %v", len(b), err)
+			}
+			if err := os.WriteFile(path, c.damage(b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			reg := prometheus.NewRegistry()
+			s = open(t, Config{Dir: cfg.Dir, Logger: slog.New(slog.NewTextHandler(&log, nil)), Registerer: reg})
+			put(t, s, "new")
+			if got := take(t, s, len(c.want)+1); !slices.Equal(got, append(slices.Clone(c.want), "new")) {
+				t.Errorf("got %v, want %v and the new one", got, c.want)
+			}
+			if n, _ := s.Len(); n != 0 {
+				t.Errorf("%d records left", n)
+			}
+			if lost := testutil.ToFloat64(s.metrics.damaged); lost != c.lost {
+				t.Errorf("%v records counted as lost, want %v", lost, c.lost)
+			}
+			if told := strings.Contains(log.String(), "level=ERROR"); told != (c.lost > 0) {
+				t.Errorf("log says %q", log.String())
+			}
+		})
 	}
 }
 
