@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"mime"
 	"net"
 	"net/http"
 	"strings"
@@ -68,7 +69,7 @@ type Config struct {
 	// the password of Basic authentication (which is what the OX driver can send).
 	Tokens *auth.ServiceTokens
 	// TrustLoopback lets programs on the same machine report without a token, as long as the
-	// request did not come through a proxy.
+	// request says that it is JSON, and did not come through a proxy or from a browser.
 	TrustLoopback bool
 
 	// Shared lists the prefixes of Dovecot's shared namespaces, such as "shared/%u/": events
@@ -265,7 +266,12 @@ func (a *Agent) readBody(w http.ResponseWriter, r *http.Request, deadline time.T
 
 func (a *Agent) authorize(r *http.Request) *refusal {
 	if a.cfg.TrustLoopback && fromThisMachine(r) {
-		return nil
+		if isJSON(r) {
+			return nil
+		}
+		if r.Header.Get("Authorization") == "" {
+			return refuse(http.StatusUnsupportedMediaType, "content type %q is not for reports: send application/json", r.Header.Get("Content-Type"))
+		}
 	}
 	challenge := [2]string{"WWW-Authenticate", `Basic realm="mailbell"`}
 	if a.cfg.Tokens == nil {
@@ -288,10 +294,17 @@ func (a *Agent) authorize(r *http.Request) *refusal {
 	return &refusal{http.StatusUnauthorized, err.Error(), challenge}
 }
 
+// isJSON reports whether the body is declared as JSON, which no page of a browser can do towards another
+// host without asking it first.
+func isJSON(r *http.Request) bool {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && kind == "application/json"
+}
+
 // fromThisMachine reports whether the peer is a program on this machine that speaks for
-// itself. A proxy on this machine speaks for others.
+// itself. A proxy on this machine speaks for others, and a browser for the page that it shows.
 func fromThisMachine(r *http.Request) bool {
-	for _, header := range []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via"} {
+	for _, header := range []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via", "Origin", "Sec-Fetch-Site"} {
 		if r.Header.Get(header) != "" {
 			return false
 		}

@@ -88,6 +88,15 @@ func TestWhoMayReport(t *testing.T) {
 		{"loopback trusted, Unix socket", open, "@", nil, 202},
 		{"from elsewhere", open, "192.0.2.1:5", nil, 403},
 		{"through a proxy on this machine", open, "127.0.0.1:5", func(r *http.Request) { r.Header.Set("X-Forwarded-For", "192.0.2.1") }, 403},
+		{"a page in a browser on this machine", open, "127.0.0.1:5", func(r *http.Request) { r.Header.Set("Origin", "https://attacker.example") }, 403},
+		{"a browser that says only where the page is from", both, "[::1]:5", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 401},
+		{"what a form of a page can send", open, "127.0.0.1:5", func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, 415},
+		{"no content type", open, "127.0.0.1:5", func(r *http.Request) { r.Header.Del("Content-Type") }, 415},
+		{"no content type, but a token", both, "127.0.0.1:5", func(r *http.Request) {
+			r.Header.Del("Content-Type")
+			r.Header.Set("Authorization", "Bearer "+publish)
+		}, 202},
+		{"Dovecot's OX driver", open, "127.0.0.1:5", func(r *http.Request) { r.Header.Set("Content-Type", "application/json; charset=utf-8") }, 202},
 		{"no token", closed, "127.0.0.1:5", nil, 401},
 		{"bearer token", closed, "192.0.2.1:5", bearer(publish), 202},
 		{"basic password", closed, "192.0.2.1:5", func(r *http.Request) { r.SetBasicAuth("mailbell", publish) }, 202},
@@ -101,6 +110,7 @@ func TestWhoMayReport(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := httptest.NewRequest(http.MethodPost, EventsPath, strings.NewReader(expunge("a", 1)))
 			r.RemoteAddr = c.remote
+			r.Header.Set("Content-Type", "application/json")
 			if c.change != nil {
 				c.change(r)
 			}
@@ -136,6 +146,7 @@ func TestBadReports(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
 			r.RemoteAddr = "127.0.0.1:1"
+			r.Header.Set("Content-Type", "application/json")
 			w := httptest.NewRecorder()
 			a.ServeHTTP(w, r)
 			if w.Code != c.want {
@@ -209,6 +220,26 @@ func TestOutage(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestHangingLog: a log that never answers does not keep the agent from answering.
+func TestHangingLog(t *testing.T) {
+	publishing, release := make(chan struct{}), make(chan struct{})
+	hang := sync.OnceFunc(func() { close(publishing); <-release })
+	log := newMemoryLog()
+	log.setFail(func(int, []storageadapter.Encoded) error { hang(); return nil })
+	a, server := startAgent(t, Config{Publisher: log})
+	for uid := 1; uid <= 20; uid++ {
+		if status := report(t, server, expunge("a", uid)); status != 202 {
+			t.Fatalf("answered %d", status)
+		}
+		<-publishing // from the first report on
+	}
+	if n, _ := a.Spooled(); n != 20 {
+		t.Errorf("%d events in the spool, want 20", n)
+	}
+	close(release)
+	log.wait(t, "20 events", func(_ int, events []schema.Event) bool { return len(events) == 20 })
 }
 
 // oldest reads mailbell_spool_oldest_seconds.
@@ -311,6 +342,7 @@ func TestRefusedReportMayComeFromTheOther(t *testing.T) {
 	for _, c := range []struct{ method, path, body string }{{"PUT", NotifyPath, ox}, {"POST", EventsPath, lua}} {
 		r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
 		r.RemoteAddr = "127.0.0.1:1"
+		r.Header.Set("Content-Type", "application/json")
 		w := httptest.NewRecorder()
 		a.ServeHTTP(w, r)
 		if w.Code != http.StatusServiceUnavailable {

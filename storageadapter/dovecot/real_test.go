@@ -199,9 +199,9 @@ func TestRealDovecot(t *testing.T) {
 	}
 }
 
-// TestRealBigStore: a STORE on 2,000 messages is one report of some hundred bytes and one event.
+// TestRealBigStore: a STORE on 5,000 messages is one report of some hundred bytes and one event.
 func TestRealBigStore(t *testing.T) {
-	const messages = 2000
+	const messages = 5000
 	log := newMemoryLog()
 	_, server := startAgent(t, Config{Publisher: log})
 	var largest int64
@@ -256,6 +256,9 @@ func TestRealBothReporters(t *testing.T) {
 		{"OX alone", false, true, `
 			b@example.com MessageNew INBOX uids 1
 			b@example.com MessageNew INBOX uids 2`},
+		{"OX alone, trusted", false, true, `
+			b@example.com MessageNew INBOX uids 1
+			b@example.com MessageNew INBOX uids 2`},
 		{"both", true, true, `
 			b@example.com MailboxCreate INBOX (0 messages, 0 unseen, next 1) doveadm
 			b@example.com MessageNew INBOX uids 1 (1 messages, 1 unseen, next 2) lmtp
@@ -263,13 +266,17 @@ func TestRealBothReporters(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			log := newMemoryLog()
-			_, server := startAgent(t, Config{Publisher: log, Tokens: file})
+			trusted := strings.HasSuffix(c.name, "trusted")
+			_, server := startAgent(t, Config{Publisher: log, Tokens: file, TrustLoopback: trusted})
 			opts := dovecotproc.Options{Token: token}
 			if c.lua {
 				opts.AgentURL = server.URL
 			}
 			if c.ox {
 				opts.OXURL = "http://mailbell:" + token + "@" + strings.TrimPrefix(server.URL, "http://") + NotifyPath + "?account=%u"
+				if trusted {
+					opts.OXURL = server.URL + NotifyPath + "?account=%u"
+				}
 			}
 			d := startDovecot(t, opts)
 			must(t, d.SetOXUser(t.Context(), bob, "11@3"))
@@ -334,34 +341,47 @@ func TestRealSharedMailbox(t *testing.T) {
 // TestRealDeadAgent: an agent that is gone costs nothing, one that hangs costs the script's
 // timeout once, and mail is delivered all the same.
 func TestRealDeadAgent(t *testing.T) {
-	const timeout = time.Second                   // the script's own
+	const timeout = time.Second // the script's own
+	// What this machine may need on top of that and of what a delivery takes with an agent that answers.
+	const slack = 500 * time.Millisecond
 	hung, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and never reads
 	must(t, err)
 	defer hung.Close()
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	gone.Close()
+	log := newMemoryLog()
+	_, alive := startAgent(t, Config{Publisher: log})
+	var baseline time.Duration
 	for _, c := range []struct {
 		name   string
-		addr   string
-		lo, hi time.Duration // of a delivery
+		url    string
+		lo, hi time.Duration // of a delivery, beyond the baseline
 	}{
-		{"gone", gone.Addr().String(), 0, timeout},
-		{"hung", hung.Addr().String(), timeout, 3 * timeout},
+		{"alive", alive.URL, 0, timeout},
+		{"gone", "http://" + gone.Addr().String(), 0, timeout},
+		{"hung", "http://" + hung.Addr().String(), timeout, timeout + slack},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := startDovecot(t, dovecotproc.Options{AgentURL: "http://" + c.addr})
+			d := startDovecot(t, dovecotproc.Options{AgentURL: c.url})
 			deliver(t, d, alice, "makes INBOX")
-			start := time.Now()
-			deliver(t, d, alice, "measured")
-			took := time.Since(start)
-			t.Logf("a delivery took %v", took)
-			if took < c.lo || took > c.hi {
-				t.Errorf("a delivery took %v, want %v to %v", took, c.lo, c.hi)
+			took := time.Hour
+			for range 3 { // the best one is the least disturbed by what else runs here
+				start := time.Now()
+				deliver(t, d, alice, "measured")
+				took = min(took, time.Since(start))
 			}
-			must(t, d.WaitForLog(t.Context(), "saved mail to INBOX", 2))
-			must(t, d.WaitForLog(t.Context(), "mailbell: the agent at", 2))
-			checkRest(t, d, c.lo, c.hi)
+			t.Logf("a delivery took %v", took)
+			if c.name == "alive" {
+				baseline = took
+				return
+			}
+			if took < c.lo || took > baseline+c.hi {
+				t.Errorf("a delivery took %v, want %v to %v", took, c.lo, baseline+c.hi)
+			}
+			must(t, d.WaitForLog(t.Context(), "saved mail to INBOX", 4))
+			must(t, d.WaitForLog(t.Context(), "mailbell: the agent at", 4))
+			checkRest(t, d, c.lo, baseline+c.hi)
 		})
 	}
 }

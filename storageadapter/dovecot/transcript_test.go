@@ -78,6 +78,7 @@ func replayOne(t *testing.T, a *Agent, out *bytes.Buffer, method, path, body str
 	before, _ := a.Spooled()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
 	r.RemoteAddr = "127.0.0.1:1"
+	r.Header.Set("Content-Type", "application/json")
 	w := httptest.NewRecorder()
 	a.ServeHTTP(w, r)
 	if w.Code != http.StatusAccepted {
