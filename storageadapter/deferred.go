@@ -16,14 +16,19 @@ import (
 type DeferredLog struct {
 	open func(ctx context.Context) (OpenedLog, error)
 
-	mu  sync.RWMutex
-	log OpenedLog // nil until opened; guarded by mu
+	mu sync.RWMutex
+	// Guarded by mu.
+	log        OpenedLog // nil until opened, and when it was closed
+	partitions int       // of it, also afterwards
+	why        error     // it can never be used again; nil: it was not opened, or ctx ended
 }
 
 // OpenedLog is what a DeferredLog becomes: *eventlog.Log.
 type OpenedLog interface {
 	Log
 	Ping(ctx context.Context) error
+	// Wait returns an error when the log can never be used again, and nil when ctx ends.
+	Wait(ctx context.Context) error
 	Close() error
 }
 
@@ -41,7 +46,7 @@ func DeferLog(cfg KafkaConfig) *DeferredLog {
 }
 
 // Run opens the log, waiting for its brokers, holds it until ctx ends, closes it and returns
-// nil. It returns an error when the log can never be opened as configured.
+// nil. It returns an error when the log can never be opened as configured, or never be used again.
 func (d *DeferredLog) Run(ctx context.Context) error {
 	log, err := d.open(ctx)
 	if err != nil {
@@ -50,25 +55,34 @@ func (d *DeferredLog) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	d.set(log)
-	<-ctx.Done()
-	d.set(nil)
-	return log.Close()
+	d.set(log, nil)
+	err = log.Wait(ctx)
+	d.set(nil, err)
+	if closed := log.Close(); err == nil {
+		return closed
+	}
+	return err
 }
 
-func (d *DeferredLog) set(log OpenedLog) {
+func (d *DeferredLog) set(log OpenedLog, why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.log = log
+	d.log, d.why = log, why
+	if log != nil {
+		d.partitions = log.Partitions()
+	}
 }
 
 func (d *DeferredLog) opened() (OpenedLog, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	if d.log == nil {
-		return nil, errNotOpened
+	switch {
+	case d.log != nil:
+		return d.log, nil
+	case d.why != nil:
+		return nil, d.why
 	}
-	return d.log, nil
+	return nil, errNotOpened
 }
 
 // Append implements Log.
@@ -91,11 +105,9 @@ func (d *DeferredLog) Epoch(ctx context.Context, partition int32) (uint64, error
 
 // Partitions implements Log. It is 0 until the log has been opened.
 func (d *DeferredLog) Partitions() int {
-	log, err := d.opened()
-	if err != nil {
-		return 0
-	}
-	return log.Partitions()
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.partitions
 }
 
 // Ping returns nil when the log can be reached just now.

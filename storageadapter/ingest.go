@@ -353,7 +353,9 @@ func (in *Ingest) publish(ctx context.Context, events []Encoded) ([]schema.Posit
 	}
 	in.cfg.Logger.Warn("events of a publisher are not on the log", "events", len(events), "err", err)
 	message := "the log can't be reached: publish again, with the same ids"
-	if _, partial := errors.AsType[*PartialError](err); partial {
+	if errors.Is(err, ErrPartitionsChanged) {
+		message = "the log can't be used: the number of its partitions has changed. Stop every mailbell process and publisher, and recreate the topic or use another one"
+	} else if _, partial := errors.AsType[*PartialError](err); partial {
 		message = "not all of the events are on the log: publish all of them again, with the same ids"
 	}
 	return nil, refuse(http.StatusServiceUnavailable, "unavailable", "%s", message).

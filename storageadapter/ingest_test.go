@@ -172,6 +172,7 @@ func serviceTokens(t *testing.T) (file *auth.ServiceTokens, publish, connect str
 func TestIngestRefusals(t *testing.T) {
 	file, publish, connect := serviceTokens(t)
 	good := eventJSON("1")
+	changed := func([]eventlog.Record) error { return fmt.Errorf("append: %w", ErrPartitionsChanged) }
 	unavailable := func([]eventlog.Record) error { return fmt.Errorf("append: %w", ErrUnavailable) }
 	partly := func([]eventlog.Record) error { return &PartialError{Failed: map[int]error{0: ErrUnavailable}} }
 	tooLarge := func([]eventlog.Record) error { return fmt.Errorf("append: %w", ErrTooLarge) }
@@ -210,6 +211,7 @@ func TestIngestRefusals(t *testing.T) {
 			r.Body = io.NopCloser(io.MultiReader(strings.NewReader("{"), brokenReader{}))
 		}, nil, 400, "badRequest", "", ""},
 		{"log away", func(*http.Request) {}, unavailable, 503, "unavailable", "Retry-After", "5"},
+		{"log has other partitions", func(*http.Request) {}, changed, 503, "unavailable", "Retry-After", "5"},
 		{"log took a part", func(*http.Request) {}, partly, 503, "unavailable", "Retry-After", "5"},
 		{"topic takes less", func(*http.Request) {}, tooLarge, 413, "tooLarge", "", ""},
 	} {
@@ -226,6 +228,9 @@ func TestIngestRefusals(t *testing.T) {
 			var got answer
 			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != c.want || got.Error.Code != c.code {
 				t.Fatalf("%d %s (%v), want %d", w.Code, w.Body, err, c.want)
+			}
+			if told := strings.Contains(w.Body.String(), "number of its partitions"); told != (c.name == "log has other partitions") {
+				t.Errorf("the answer is %s", w.Body)
 			}
 			if c.header != "" && w.Header().Get(c.header) != c.value {
 				t.Errorf("%s: %s, want %s", c.header, w.Header().Get(c.header), c.value)

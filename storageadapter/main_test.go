@@ -29,6 +29,8 @@ type memoryLog struct {
 	fail    func(recs []eventlog.Record) error
 	noEpoch error
 	closed  bool
+
+	ended chan error // what Wait returns; nil: nothing
 }
 
 func newMemoryLog(partitions int) *memoryLog {
@@ -37,6 +39,15 @@ func newMemoryLog(partitions int) *memoryLog {
 
 func (l *memoryLog) Partitions() int            { return l.partitions }
 func (l *memoryLog) Ping(context.Context) error { return nil }
+
+func (l *memoryLog) Wait(ctx context.Context) error {
+	select {
+	case err := <-l.ended:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
 
 func (l *memoryLog) Close() error {
 	l.mu.Lock()

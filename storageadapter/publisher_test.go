@@ -219,6 +219,16 @@ func TestDeferredLog(t *testing.T) {
 	if err := d.Run(t.Context()); !errors.Is(err, ErrPartitionsChanged) {
 		t.Fatalf("a log that can't be opened: %v", err)
 	}
+	log = newMemoryLog(2)
+	log.ended = make(chan error, 1)
+	log.ended <- fmt.Errorf("topic: %w", ErrPartitionsChanged)
+	d = &DeferredLog{open: func(context.Context) (OpenedLog, error) { return log, nil }}
+	if err := d.Run(t.Context()); !errors.Is(err, ErrPartitionsChanged) || !log.closed {
+		t.Fatalf("a log that can never be used again: %v, closed %v", err, log.closed)
+	}
+	if _, err := publisher(t, d).Publish(t.Context(), event("1")); !errors.Is(err, ErrPartitionsChanged) {
+		t.Fatalf("publish afterwards: %v", err)
+	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	d = &DeferredLog{open: func(ctx context.Context) (OpenedLog, error) { return nil, ctx.Err() }}

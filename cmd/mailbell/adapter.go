@@ -127,12 +127,20 @@ func (f *adapterFlags) run(cmd *cobra.Command) error {
 	}
 	parts.add("log", log.Run)
 	parts.add("ops", port.Run)
-	parts.add("ready", func(ctx context.Context) error {
+	// systemd is told when the doors listen: it would stop an adapter that Kafka keeps waiting, and with it
+	// what Dovecot reports into the spool meanwhile. /readyz tells of Kafka.
+	parts.add("systemd", func(ctx context.Context) error {
 		return announce(ctx, logger, func() {
-			logger.Info("ready", "http", server.Addr(), "dovecot", agent != nil, "ops", port.Addr())
-		}, log.Ping)
+			logger.Info("starting", "http", server.Addr(), "ops", port.Addr())
+		})
 	})
-	logger.Info("starting", "http", server.Addr(), "ops", port.Addr())
+	parts.add("ready", func(ctx context.Context) error {
+		if waitReady(ctx, log.Ping) == nil {
+			logger.Info("ready", "http", server.Addr(), "dovecot", agent != nil, "ops", port.Addr())
+			<-ctx.Done()
+		}
+		return nil
+	})
 	return parts.run(cmd.Context())
 }
 

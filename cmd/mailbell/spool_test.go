@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mailbell/mailbell/internal/eventlog"
 	"github.com/mailbell/mailbell/internal/kafkaproc"
@@ -26,6 +29,7 @@ func TestAdapterOutlivesKafka(t *testing.T) {
 	kafka.Kill(0)
 
 	data := t.TempDir()
+	systemd := listenNotify(t)
 	adapter := func() *process {
 		return startProcess(t, "adapter", "--brokers", strings.Join(kafka.Brokers(), ","), "--service-tokens", c.serviceTokens, "--http", "127.0.0.1:0", "--data", data, "--dovecot")
 	}
@@ -43,6 +47,9 @@ func TestAdapterOutlivesKafka(t *testing.T) {
 		}
 	}
 	first := adapter()
+	if state := systemd(); state != "READY=1" {
+		t.Errorf("systemd was told %q while Kafka is away, want READY=1", state)
+	}
 	report(first, 1, 2)
 	first.kill(t)
 	second := adapter()
@@ -69,6 +76,30 @@ func TestAdapterOutlivesKafka(t *testing.T) {
 	}
 	if got := strings.Join(uids, " "); got != "1 2 3" {
 		t.Errorf("the log has the messages %s, want 1 2 3", got)
+	}
+}
+
+// listenNotify is systemd's end of Type=notify for the processes of this test. What it returns waits for a state.
+func listenNotify(t *testing.T) func() string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return func() string {
+		t.Helper()
+		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		var b [256]byte
+		n, err := conn.Read(b[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
 	}
 }
 

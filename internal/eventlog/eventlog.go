@@ -97,6 +97,17 @@ func (l *Log) Ping(ctx context.Context) error {
 	return nil
 }
 
+// Wait blocks until ctx ends, and then returns nil, or until the log can never be used again: it returns
+// [ErrPartitionsChanged], wrapped, or [ErrClosed].
+func (l *Log) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-l.cluster.ctx.Done():
+		return l.cluster.err()
+	}
+}
+
 // Close ends every Append and Read under way with an error and waits for l's goroutines.
 func (l *Log) Close() error {
 	l.stop()

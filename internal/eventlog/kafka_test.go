@@ -150,6 +150,20 @@ func TestKafkaGroup(t *testing.T) {
 	}
 }
 
+// The count changes under a log, and under one that was opened before and is opened again.
+func TestKafkaPartitionsChanged(t *testing.T) {
+	brokers := kafkaproc.ForTest(t, 1)
+	cfg := Config{Brokers: brokers, Topic: "grows", Create: true, Partitions: 2}
+	l := openLog(t, cfg)
+	if _, err := l.Epoch(testContext(t, 10*time.Second), 0); err != nil { // writes the beacon that names the count
+		t.Fatal(err)
+	}
+	testPartitionsChanged(t, l)
+	cfg.Logger = quiet()
+	_, err := Open(testContext(t, 10*time.Second), cfg)
+	wantError(t, err, "partitions")
+}
+
 // Brokers die and stall one after the other while records are written and read: what is acknowledged is read, once per
 // acknowledgement and in order, and nothing is acknowledged that is not on the log.
 func TestKafkaBrokersDie(t *testing.T) {

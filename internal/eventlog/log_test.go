@@ -313,9 +313,14 @@ func TestOpenErrors(t *testing.T) {
 // A partition count that changes under a running system ends everything with a clear error.
 func TestPartitionsChanged(t *testing.T) {
 	e, _ := startEmbedded(t, EmbeddedConfig{})
-	l := newTopic(t, e, "grows", 2)
-	ctx := testContext(t, 20*time.Second)
-	reading, joined := make(chan error, 1), make(chan error, 1)
+	testPartitionsChanged(t, newTopic(t, e, "grows", 2))
+}
+
+// testPartitionsChanged takes the topic "grows" with two partitions.
+func testPartitionsChanged(t *testing.T, l *Log) {
+	ctx := testContext(t, 30*time.Second)
+	reading, joined, waiting := make(chan error, 1), make(chan error, 1), make(chan error, 1)
+	go func() { waiting <- l.Wait(ctx) }()
 	go func() { reading <- l.Read(ctx, 0, 0, func([]Message) error { return nil }) }()
 	go func() {
 		joined <- l.Join(ctx, GroupConfig{Group: "grows", NodeID: "a", OnAssigned: discardAssigned})
@@ -328,8 +333,14 @@ func TestPartitionsChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.cluster.refresh(ctx, time.Now()); !errors.Is(err, ErrPartitionsChanged) {
+	for err == nil { // real brokers take a moment to tell one another
+		err = l.cluster.refresh(ctx, time.Now())
+	}
+	if !errors.Is(err, ErrPartitionsChanged) {
 		t.Fatalf("refresh: %v", err)
+	}
+	if err := <-waiting; !errors.Is(err, ErrPartitionsChanged) {
+		t.Errorf("wait: %v", err)
 	}
 	_, err = l.Append(ctx, Record{Key: "a"})
 	wantError(t, err, `topic "grows" had 2 partitions and now has 4`)
