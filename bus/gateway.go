@@ -89,6 +89,9 @@ func (n *Node) serveConnect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer, err := n.Connect(r.Context(), access, address)
+	if errors.Is(err, auth.ErrTicketSize) && r.Method == http.MethodPost {
+		err = refuse(http.StatusBadRequest, "badRequest", "body: %v", err) // here the list is the request's, not a token's
+	}
 	if err != nil {
 		n.refuse(w, err)
 		return
@@ -257,6 +260,9 @@ func (n *Node) refuse(w http.ResponseWriter, err error) {
 	var ge *gatewayError
 	if ae := (*auth.Error)(nil); errors.As(err, &ae) {
 		code := map[int]string{http.StatusUnauthorized: "unauthorized", http.StatusForbidden: "forbidden", http.StatusServiceUnavailable: "unavailable"}[ae.Status()]
+		if ae.Reason == auth.ReasonTicketSize {
+			code = "tooMany" // the token is right, and another like it does not help
+		}
 		ge = &gatewayError{status: ae.Status(), code: code, message: ae.Message}
 		if ae.Status() == http.StatusServiceUnavailable {
 			ge.retryAfter = retryAfter

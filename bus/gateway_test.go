@@ -3,11 +3,13 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 type gateway struct {
 	node       *Node
 	url        string
+	key        string // the file that users' tokens are signed with
 	user       string // a user's token
 	service    string // may connect
 	publisher  string // may not
@@ -68,7 +71,7 @@ func newGateway(t *testing.T, change func(*Config)) *gateway {
 	if change != nil {
 		change(&cfg)
 	}
-	g := &gateway{user: user, service: dev.ServiceToken, publisher: publisher}
+	g := &gateway{key: dev.PrivateKeyFile, user: user, service: dev.ServiceToken, publisher: publisher}
 	g.node, _ = startNode(t, cfg)
 	s := httptest.NewServer(g.node.Gateway())
 	t.Cleanup(s.Close)
@@ -178,6 +181,17 @@ func TestConnectRefuses(t *testing.T) {
 	g := newGateway(t, nil)
 	g.join(t, "n1")
 	user, service := "Bearer "+g.user, "Bearer "+g.service
+	// Right, and each name within its limit, but more than a ticket can hold.
+	var many []auth.Grant
+	var list []string
+	for i := range 70 {
+		many = append(many, auth.Grant{Account: schema.Account(fmt.Sprintf("a-rather-long-name-of-a-shared-mailbox-%d@example.com", i))})
+		list = append(list, strconv.Quote(string(many[i].Account)))
+	}
+	wide, err := auth.MintToken(g.key, auth.Claims{Account: "alice@example.com", Accounts: many})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name, method, body string
 		header             []string
@@ -206,6 +220,8 @@ func TestConnectRefuses(t *testing.T) {
 		{"a number", "POST", `{"account":"a","accounts":[7]}`, []string{"Authorization", service}, 400, "badRequest", "body"},
 		{"too many accounts", "POST", `{"account":"a","accounts":[` + strings.Repeat(`"b",`, 300) + `"c"]}`, []string{"Authorization", service}, 400, "badRequest", "at most"},
 		{"no address", "POST", `{"account":"a","address":"mail.example.com"}`, []string{"Authorization", service}, 400, "badRequest", "not an IP address"},
+		{"a token for a larger ticket than there is", "GET", "", []string{"Authorization", "Bearer " + wide}, 403, "tooMany", "the limit is 4096"},
+		{"a body for a larger ticket than there is", "POST", `{"account":"a","accounts":[` + strings.Join(list, ",") + `]}`, []string{"Authorization", service}, 400, "badRequest", "the limit is 4096"},
 		{"too large", "POST", `{"account":"` + strings.Repeat("a", 100_000) + `"}`, []string{"Authorization", service}, 413, "tooLarge", "bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,6 +23,7 @@ const (
 	ReasonAudience      Reason = "audience"       // not for the audience configured
 	ReasonUsed          Reason = "used"           // a ticket came twice
 	ReasonWrongNotifier Reason = "wrong_notifier" // a ticket for another node
+	ReasonTicketSize    Reason = "ticket_size"    // allows more than a ticket can hold
 	ReasonUnknown       Reason = "unknown"        // no such service token
 	ReasonScope         Reason = "scope"          // a service token that may not do this
 	ReasonOrigin        Reason = "origin"         // a page that may not connect
@@ -49,7 +50,7 @@ func (e *Error) Is(target error) bool {
 // what one may do, 503 where trying again helps.
 func (e *Error) Status() int {
 	switch e.Reason {
-	case ReasonScope, ReasonOrigin:
+	case ReasonScope, ReasonOrigin, ReasonTicketSize:
 		return http.StatusForbidden
 	case ReasonUnavailable:
 		return http.StatusServiceUnavailable
@@ -73,6 +74,7 @@ var (
 	ErrAudience      = &Error{ReasonAudience, "token: is meant for another audience"}
 	ErrUsed          = &Error{ReasonUsed, "ticket: has been used; ask the gateway for a new one"}
 	ErrWrongNotifier = &Error{ReasonWrongNotifier, "ticket: is for another node; ask the gateway for a new one"}
+	ErrTicketSize    = &Error{ReasonTicketSize, "token: names too many accounts and mailboxes for a ticket"}
 	ErrUnknown       = &Error{ReasonUnknown, "service token: is not known here"}
 	ErrScope         = &Error{ReasonScope, "service token: may not do this"}
 	ErrOrigin        = &Error{ReasonOrigin, "origin: pages from there may not connect; allow it with --origins"}

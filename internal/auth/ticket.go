@@ -127,7 +127,7 @@ func (s *TicketSigner) seal(payload []byte) (string, error) {
 	enc := base64.RawURLEncoding
 	size := len(s.header) + enc.EncodedLen(len(payload)) + 1 + enc.EncodedLen(ed25519.SignatureSize)
 	if size > MaxTicketBytes {
-		return "", refuse(ReasonClaims, "token: names too many accounts and mailboxes for a ticket: it would have %d bytes, the limit is %d", size, MaxTicketBytes)
+		return "", refuse(ReasonTicketSize, "token: names too many accounts and mailboxes for a ticket: it would have %d bytes, the limit is %d", size, MaxTicketBytes)
 	}
 	out := append(make([]byte, 0, size), s.header...)
 	out = enc.AppendEncode(out, payload)

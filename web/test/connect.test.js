@@ -88,6 +88,17 @@ describe("connecting", () => {
     });
   }
 
+  test("what stops the client is told to every subscription, with the gateway's reason", async () => {
+    const { bell, log } = b.make({ answers: [{ status: 403, body: { error: { code: "tooMany", message: "too many accounts" } } }], token: () => "jwt" });
+    const told = [];
+    for (const account of [ALICE, "bob@example.com"]) bell.subscribe(account, {}, { refused: (info) => told.push(info) });
+    await settle();
+    const message = "gateway: 403 too many accounts";
+    assert.deepEqual(told, [{ account: ALICE, code: "tooMany", message }, { account: "bob@example.com", code: "tooMany", message }]);
+    assert.deepEqual(log, [["refused", { code: "tooMany", message }]]);
+    assert.equal(bell.state, "stopped");
+  });
+
   test("a gateway function gets the hint of a reconnect", async () => {
     const hints = [];
     const { bell } = b.make({ gateway: async ({ url }) => (hints.push(url), { url: "ws://n/?ticket=x" }) });
