@@ -21,6 +21,8 @@ LDFLAGS := -X main.version=$(VERSION) -X github.com/mailbell/mailbell/bench.link
 # TESTFLAGS is for one's own use: make test TESTFLAGS='-run Dovecot -v' PKGS=./cmd/...
 TESTFLAGS ?=
 TEST_TIMEOUT ?= 15m
+# Where tests keep pictures of the pages that they looked at.
+export TEST_SCREENSHOTS ?= $(CURDIR)/test-output
 
 .PHONY: help
 help: ## This list

@@ -1,7 +1,9 @@
 package main
 
 import (
-	"path/filepath"
+	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -64,8 +66,11 @@ func mailRings(t *testing.T, web, agent, token string) {
 	page.See(`[data-testid=activity-entry][data-event=MessageNew][data-mailbox=INBOX][data-uidset="1"]`)
 	page.See(`[data-testid=folder-row][data-name=INBOX][data-unread="1"]`)
 	page.See(`[data-testid=message-row][data-uid="1"][data-seen=false]`)
-	page.Until(`document.querySelector("[data-testid=latency-last]")?.textContent.trim() !== "–"`)
-	t.Logf("from the event's timestamp to the painted page: %s", page.Text(`[data-testid=activity-entry][data-event=MessageNew]`))
+	ringsSoon(t, page, func() {
+		if err := mail.Deliver(ctx, user, dovecotproc.Message("sam@example.com", user, "Lunch?", "At one?")); err != nil {
+			t.Fatal(err)
+		}
+	})
 
 	imapClient, err := imapclient.DialInsecure(mail.IMAPAddr(), nil)
 	if err != nil {
@@ -84,7 +89,7 @@ func mailRings(t *testing.T, web, agent, token string) {
 	must(imapClient.Store(imap.SeqSetNum(1), &imap.StoreFlags{Op: imap.StoreFlagsAdd, Flags: []imap.Flag{imap.FlagFlagged, imap.FlagSeen}}, nil).Close())
 	page.See(`[data-testid=message-row][data-uid="1"][data-seen=true][data-flags*="Flagged"]`)
 	page.See(`[data-testid=folder-row][data-name=INBOX][data-unread="0"]`)
-	page.Screenshot("dovecot-" + strings.ToLower(strings.ReplaceAll(filepath.Base(t.Name()), "_", "-")))
+	page.Screenshot("flagged")
 
 	must(imapClient.Store(imap.SeqSetNum(1), &imap.StoreFlags{Op: imap.StoreFlagsAdd, Flags: []imap.Flag{imap.FlagDeleted}}, nil).Close())
 	must(imapClient.Expunge().Close())
@@ -96,4 +101,30 @@ func mailRings(t *testing.T, web, agent, token string) {
 	must(imapClient.Rename("Plans", "Journeys", nil).Wait())
 	page.See(`[data-testid=folder-row][data-name=Journeys]`)
 	page.Gone(`[data-testid=folder-row][data-name=Plans]`)
+}
+
+// ringsSoon delivers some mails, the first of which warms up what is between here and the page: the best one is painted
+// within 100 ms of its event's timestamp. The best, because the others share a machine with whatever else runs.
+func ringsSoon(t *testing.T, page *chromiumproc.Tab, deliver func()) {
+	t.Helper()
+	const mails, within = 6, 100.0
+	best := math.Inf(1)
+	for n := 2; n < 2+mails; n++ {
+		deliver()
+		took := fmt.Sprintf(`document.querySelector('[data-testid=activity-entry][data-event=MessageNew][data-uidset="%d"] .took')?.dataset.ms`, n)
+		page.Until(took + " !== undefined")
+		ms, err := chromiumproc.Evaluate[string](page, took)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := strconv.ParseFloat(ms, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		best = min(best, v)
+	}
+	t.Logf("from the event's timestamp to the painted page: %v ms, the best of %d", best, mails)
+	if best >= within {
+		t.Errorf("the best of %d mails was painted after %v ms, want less than %v", mails, best, within)
+	}
 }

@@ -31,9 +31,10 @@ const (
 
 // Tab is a tab of a browser. What fails in it fails its test.
 type Tab struct {
-	t       testing.TB
-	ctx     context.Context
-	console *console
+	t             testing.TB
+	ctx           context.Context
+	console       *console
+	width, height int
 }
 
 // console is what a tab complained of: exceptions, refused requests, console.error. Shown when a test fails.
@@ -105,33 +106,38 @@ func open(t testing.TB, width, height int, more ...chromedp.ExecAllocatorOption)
 		chromedp.WindowSize(width, height), chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.CombinedOutput(&output)}, more...)
 	ctx, cancel := chromedp.NewContext(context.Background(), chromedp.WithAllocatorOptions(options...))
-	tab := &Tab{t: t, ctx: ctx, console: new(console)}
+	tab := &Tab{t, ctx, new(console), width, height}
 	t.Cleanup(func() {
 		_ = chromedp.Cancel(ctx) // closes the browser and waits for it
 		cancel()
 	})
-	if err := chromedp.Do(ctx, chromedp.EmulateViewport(int64(width), int64(height))); err != nil {
+	if err := tab.begin(); err != nil {
 		t.Fatalf("chromium: %v\n%s", err, &output)
 	}
 	tab.watch()
 	return tab
 }
 
-// Beside opens another tab of the same browser.
+// begin opens the tab: with its own context, because a tab closes when the context of its first action ends.
+func (b *Tab) begin() error {
+	return chromedp.Do(b.ctx, chromedp.EmulateViewport(int64(b.width), int64(b.height)))
+}
+
+// Beside opens another tab of the same browser, in a window of its own so that both are visible.
 func (b *Tab) Beside() *Tab {
 	b.t.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx)
 	b.t.Cleanup(cancel)
-	tab := &Tab{t: b.t, ctx: ctx, console: new(console)}
+	tab := &Tab{b.t, ctx, new(console), b.width, b.height}
+	if err := tab.begin(); err != nil {
+		b.t.Fatalf("another tab: %v", err)
+	}
 	tab.watch()
 	return tab
 }
 
 func (b *Tab) watch() {
 	b.t.Helper()
-	if _, err := Evaluate[int](b, "1"); err != nil { // opens the tab
-		b.t.Fatalf("open a tab: %v", err)
-	}
 	if err := chromedp.Listen(b.ctx, b.console.listen); err != nil {
 		b.t.Fatalf("listen to the page's console: %v", err)
 	}
@@ -232,7 +238,7 @@ func Evaluate[T any](b *Tab, expression string) (T, error) {
 	return chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
 }
 
-// Screenshot keeps a picture of the page as NAME.png, and logs where.
+// Screenshot keeps a picture of the page as TEST-NAME.png, and logs where.
 func (b *Tab) Screenshot(name string) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
@@ -265,7 +271,7 @@ func (b *Tab) keep(name string, content []byte) {
 	if dir == "" {
 		dir = b.t.ArtifactDir()
 	}
-	path := filepath.Join(dir, name)
+	path := filepath.Join(dir, strings.ReplaceAll(b.t.Name(), "/", "-")+"-"+name)
 	err := os.MkdirAll(dir, 0o755)
 	if err == nil {
 		err = os.WriteFile(path, content, 0o644)

@@ -70,7 +70,7 @@ class App {
       refetch: () => this.refresh(),
       // The demo's store forgets everything when it restarts and the log does not: ask, mostly for a 304.
       subscribed: ({ catchUp }) => void (catchUp === "current" || catchUp === "replay" ? this.refresh().catch(complain) : undefined),
-      refused: ({ message }) => toast(`The notifier refused: ${message}`),
+      refused: ({ message }) => toast(`Refused: ${message}`),
     });
     setInterval(() => this.panel.draw(), 1_000);
   }
@@ -161,6 +161,7 @@ class App {
     for (const { at, place } of this.#waiting.splice(0)) {
       if (Number.isNaN(at)) continue;
       const ms = Math.max(0, now - at);
+      place.dataset.ms = ms.toFixed(1);
       place.textContent = ms < 10 ? `${ms.toFixed(1)} ms` : ms < 10_000 ? `${Math.round(ms)} ms` : "late";
       this.panel.seen(ms);
     }
