@@ -26,7 +26,7 @@ type PipelineConfig struct {
 	Seed        uint64        // of the order of accounts
 	TargetP99   time.Duration // with Rate 0: what counts as held; 0 = 100 ms
 	MaxRate     float64       // with Rate 0: where to stop; 0 = 500,000
-	ProfileDir  string        // write CPU profiles of the servers' steady stretch here; empty = none
+	ProfileDir  string        // where each server's CPU profile of the last full stretch goes, as NAME.pprof; empty = none
 	Progress    Progress
 }
 
@@ -111,6 +111,8 @@ type pipeline struct {
 	store *process // the publisher
 	swarm *process
 	last  swarm.Report
+
+	profiled []profiled // with ProfileDir
 }
 
 // Pipeline runs the bench. Everything that it started has ended when it returns.
@@ -125,6 +127,11 @@ func Pipeline(ctx context.Context, cfg PipelineConfig) (PipelineResult, error) {
 	}
 	defer s.stop()
 	p := &pipeline{cfg: cfg, site: s}
+	if cfg.ProfileDir != "" {
+		if p.profiled, err = s.profiled(ctx); err != nil {
+			return PipelineResult{}, fmt.Errorf("bench pipeline: %w", err)
+		}
+	}
 	if err := p.connect(ctx); err != nil {
 		return PipelineResult{}, fmt.Errorf("bench pipeline: %w", err)
 	}
@@ -279,25 +286,41 @@ func (p *pipeline) warmUp(ctx context.Context) (PipelineTrial, error) {
 	return p.trial(ctx, 2000, 5*time.Second)
 }
 
+// stretch is a trial of the full duration, with the servers' profiles if they are wanted.
+func (p *pipeline) stretch(ctx context.Context, rate float64) (PipelineTrial, error) {
+	profiles := make(chan error, 1)
+	go func() { profiles <- writeProfiles(ctx, p.profiled, p.cfg.ProfileDir, p.cfg.Duration) }()
+	t, err := p.trial(ctx, rate, p.cfg.Duration)
+	return t, errors.Join(err, <-profiles)
+}
+
 // measure runs the one rate asked for, or looks for the highest that is held for the whole duration. The last
-// trial that held is the one reported.
+// trial is the one reported.
 func (p *pipeline) measure(ctx context.Context) ([]PipelineTrial, error) {
 	if p.cfg.Rate > 0 {
-		t, err := p.trial(ctx, p.cfg.Rate, p.cfg.Duration)
+		t, err := p.stretch(ctx, p.cfg.Rate)
 		return []PipelineTrial{t}, err
 	}
-	return p.search(ctx)
+	return search(p.cfg, func(rate float64, d time.Duration) (PipelineTrial, error) {
+		if d == p.cfg.Duration {
+			return p.stretch(ctx, rate)
+		}
+		return p.trial(ctx, rate, d)
+	})
 }
+
+// lowestRate is where a search gives up, in events a second.
+const lowestRate = 100
 
 // search looks for the highest rate that is held for the whole duration. Short trials bracket the answer, each
 // with a second chance, since the machine may be busy with something else; then the full
-// duration decides, going down by 5 % until a rate is held.
-func (p *pipeline) search(ctx context.Context) ([]PipelineTrial, error) {
-	short := min(3*time.Second, p.cfg.Duration)
+// duration decides, going down by 5 % until a rate is held, which is the last trial returned. It is an error when none is.
+func search(cfg PipelineConfig, trial func(rate float64, d time.Duration) (PipelineTrial, error)) ([]PipelineTrial, error) {
+	short := min(3*time.Second, cfg.Duration)
 	var trials []PipelineTrial
 	held := func(rate float64, d time.Duration, chances int) (bool, error) {
 		for range chances {
-			t, err := p.trial(ctx, math.Round(rate), d)
+			t, err := trial(math.Round(rate), d)
 			if err != nil {
 				return false, err
 			}
@@ -308,7 +331,7 @@ func (p *pipeline) search(ctx context.Context) ([]PipelineTrial, error) {
 		}
 		return false, nil
 	}
-	low, high := 0.0, p.cfg.MaxRate
+	low, high := 0.0, cfg.MaxRate
 	for rate := 5000.0; rate < high; rate *= 1.5 {
 		ok, err := held(rate, short, 2)
 		if err != nil {
@@ -332,12 +355,14 @@ func (p *pipeline) search(ctx context.Context) ([]PipelineTrial, error) {
 			high = mid
 		}
 	}
-	for rate := low; rate >= 100; rate *= 0.95 {
-		if ok, err := held(rate, p.cfg.Duration, 1); ok || err != nil {
+	for rate := max(low, lowestRate); rate >= lowestRate; rate *= 0.95 {
+		if ok, err := held(rate, cfg.Duration, 1); ok || err != nil {
 			return trials, err
 		}
 	}
-	return trials, nil
+	last := trials[len(trials)-1]
+	return nil, fmt.Errorf("no rate was held for %v with p99 at most %v: the last one tried was %.0f/s, with p99 %.0f ms, %d late, %d failed",
+		cfg.Duration, cfg.TargetP99, last.Rate, last.LatencyMs.P99, last.Late, last.Failed)
 }
 
 // settle compares what was acknowledged with what arrived.

@@ -59,6 +59,7 @@ func newBenchPipelineCommand(t terminal) *cobra.Command {
 	fs.StringSliceVar(&cfg.Brokers, "brokers", nil, "Kafka's bootstrap servers (default: the embedded log)")
 	fs.IntVar(&cfg.Notifiers, "notifiers", 0, "notifier processes, with --brokers (default 1)")
 	fs.Uint64Var(&cfg.Seed, "seed", 1, "seed of the order of accounts")
+	fs.StringVar(&cfg.ProfileDir, "profile", "", "`folder` for a CPU profile of each server during the stretch that is reported, for go tool pprof")
 	jsonFlag(fs, &asJSON)
 	return cmd
 }

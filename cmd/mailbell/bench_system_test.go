@@ -86,6 +86,19 @@ func TestBenchHoldTickets(t *testing.T) {
 	}
 }
 
+func TestBenchPipeline(t *testing.T) {
+	profiles := t.TempDir()
+	r := benchReport(t, "pipeline", "--rate", "100", "--duration", "1s", "--subscribers", "50", "--profile", profiles)
+	wantKeys(t, r, "offered", "acknowledged", "delivered", "lost", "duplicates", "perSecond", "latencyMs")
+	wantLatencies(t, r)
+	if r["lost"] != 0.0 || r["acknowledged"] == 0.0 || r["acknowledged"] != r["offered"] || r["delivered"] != r["acknowledged"] {
+		t.Errorf("pipeline found %v", r)
+	}
+	if info, err := os.Stat(filepath.Join(profiles, "run.pprof")); err != nil || info.Size() == 0 {
+		t.Errorf("the server's profile: %v", err)
+	}
+}
+
 func TestBenchPush(t *testing.T) {
 	r := benchReport(t, "push", "--sockets", "50", "--rounds", "1", "--round", "50ms")
 	wantKeys(t, r, "sockets", "notifierPerSecond", "bareSendPerSecond", "ratio")

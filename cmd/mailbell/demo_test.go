@@ -84,7 +84,6 @@ func TestDemoPage(t *testing.T) {
 	b.See(b.folder("INBOX", fmt.Sprintf(`[data-unread="%d"]`, unread)))
 	a.press("action-flag")
 	b.See(b.row(uid, `[data-flags*=Flagged]`))
-	a.Screenshot("wide")
 	trash := b.number(t, b.folder("Trash", ""), "data-messages")
 	a.press("action-delete")
 	b.Gone(b.row(uid, ""))
@@ -118,7 +117,13 @@ func TestDemoPage(t *testing.T) {
 	cutAndBack(t, a, b)
 	bill(t, a)
 
+	a.Click(`[data-testid=message-row] .row-open`)
+	a.See(`[data-testid=message-row][data-selected=true][data-seen=true]`)
+	a.Screenshot("wide")
+	a.press("action-flag")
 	a.Resize(390, 844)
+	a.Screenshot("narrow-message")
+	a.press("action-back")
 	a.Screenshot("narrow-mail")
 	for _, view := range []string{"folders", "live"} {
 		a.press("tab-" + view)

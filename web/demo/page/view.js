@@ -232,7 +232,7 @@ export class View {
     const move = /** @type {HTMLSelectElement} */ (byId("action-move"));
     const names = this.#model.folderList().map(({ name }) => name).filter((name) => name !== this.#model.open);
     if ([...move.options].slice(1).map((option) => option.value).join("\n") === names.join("\n") && move.options.length > 0) return;
-    move.replaceChildren(h("option", { value: "" }, "Move to"), ...names.map((name) => h("option", { value: name }, name)));
+    move.replaceChildren(h("option", { value: "" }, "Move"), ...names.map((name) => h("option", { value: name }, name)));
   }
 }
 
