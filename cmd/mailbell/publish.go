@@ -84,6 +84,18 @@ func (e *eventFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&e.id, "id", "", "the event's id (default: a new one)")
 }
 
+// given returns a flag of an event that was set, or nothing.
+func (e *eventFlags) given(fs *pflag.FlagSet) string {
+	own, name := pflag.NewFlagSet("", pflag.ContinueOnError), ""
+	(&eventFlags{}).register(own)
+	own.VisitAll(func(flag *pflag.Flag) {
+		if fs.Changed(flag.Name) {
+			name = flag.Name
+		}
+	})
+	return name
+}
+
 func (e *eventFlags) encode(now time.Time) ([]byte, error) {
 	event := schema.Event{
 		ID: e.id, Event: schema.EventName(e.event), Account: schema.Account(e.account),
@@ -129,6 +141,8 @@ func (f *publishFlags) run(cmd *cobra.Command, t terminal) error {
 		if one, err = f.event.encode(time.Now()); err != nil {
 			return wrong(cmd, "%w", err)
 		}
+	} else if name := f.event.given(cmd.Flags()); name != "" {
+		return wrong(cmd, "--account is missing: --%s makes an event, which needs one", name)
 	} else if file, ok := t.in.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 		return wrong(cmd, "--account is missing: give an event by flags, or events on stdin, one JSON object a line")
 	}

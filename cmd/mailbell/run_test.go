@@ -51,13 +51,19 @@ func TestRunPublishWatch(t *testing.T) {
 
 func TestRunStopsAndKeepsWhatItHas(t *testing.T) {
 	s := startSite(t)
-	publish := func(s *site, uid string) {
+	publish := func(s *site, uid string) (position string) {
 		t.Helper()
 		c := start(t, nil, "publish", "--account", "a", "--mailbox", "INBOX", "--uidvalidity", "1", "--uid", uid, "--server", s.server, "--data", s.data, "--json")
 		if code := c.end(t); code != 0 {
 			t.Fatalf("publish ended with %d: %s", code, c.err)
 		}
+		var published struct{ Position string }
+		if err := json.Unmarshal([]byte(c.out.String()), &published); err != nil {
+			t.Fatal(err)
+		}
+		return published.Position
 	}
+	before := publish(s, "7")
 	publish(s, "1")
 	s.stop()
 	if code := s.end(t); code != 0 {
@@ -66,7 +72,17 @@ func TestRunStopsAndKeepsWhatItHas(t *testing.T) {
 	again := start(t, nil, "run", "--log-format", "json", "--data", s.data, "--partitions", "4",
 		"--http", "127.0.0.1:0", "--sockets", "127.0.0.1:0", "--link", "127.0.0.1:0", "--ops", "127.0.0.1:0")
 	attrs := again.logged(t, "ready")
-	publish(&site{data: s.data, server: "http://" + attrs["http"].(string)}, "2")
+	server := "http://" + attrs["http"].(string)
+	publish(&site{data: s.data, server: server}, "2")
+	// What was published before the stop is still there, between what came before and after it.
+	watch := start(t, nil, "watch", "--account", "a", "--since", before, "--count", "2", "--json", "--server", server, "--data", s.data)
+	if code := watch.end(t); code != 0 {
+		t.Errorf("watch ended with %d: %s", code, watch.err)
+	}
+	heard := watch.out.String()
+	if one, two := strings.Index(heard, `"uidset":"1"`), strings.Index(heard, `"uidset":"2"`); one < 0 || two < one || strings.Contains(heard, `"uidset":"7"`) {
+		t.Errorf("since %s watch heard\n%s\nwant the messages 1 and 2", before, heard)
+	}
 
 	// A second process on the same folder is refused, and says so.
 	second := start(t, nil, "run", "--data", s.data, "--partitions", "4",
