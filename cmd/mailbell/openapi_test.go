@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,12 +23,11 @@ import (
 // disk, a crowd or no notifier; the packages' own tests provoke them.
 var notProvoked = map[string]bool{
 	"publishEvents 405": true, "dovecotNotify 405": true, "dovecotEvents 405": true,
-	"publishEvents 503": true, "publishEvents 403": true, "connect 503": true, "connectFor 503": true,
+	"publishEvents 503": true, "connect 503": true, "connectFor 503": true,
 	"socket 408": true, "socket 429": true, "socket 431": true, "socket 505": true, "socket 405": true,
-	"dovecotNotify 401": true, "dovecotEvents 401": true, "dovecotNotify 403": true, "dovecotEvents 403": true,
-	"dovecotNotify 413": true, "dovecotEvents 413": true,
 	"dovecotNotify 503": true, "dovecotEvents 503": true, "dovecotNotify 507": true, "dovecotEvents 507": true,
-	"connectFor 403": true, "connect 405": true,
+	"connect 405":    true, // CPU profiles and traces take a second each
+	"cpuProfile 200": true, "executionTrace 200": true,
 	"ready 503": true, "socket 503": true, "demoAction 503": true, "socket 101": true,
 	"fleetStream 200": true, "fleetDrain 202": true,
 }
@@ -81,7 +82,7 @@ func (x *exchange) check(t *testing.T, router routers.Router, seen map[string]bo
 	for k, v := range x.header {
 		req.Header.Set(k, v)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}, Timeout: patience}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true, ExpectContinueTimeout: patience}, Timeout: patience}
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -140,8 +141,13 @@ func exchanges(t *testing.T, s *site) []exchange {
 		}
 		return h
 	}
-	lines := with(service, "Content-Type", "application/x-ndjson")
+	publisher, connector := scopedTokens(t, s)
+	publishes, connects := with(service, "Authorization", "Bearer "+publisher), with(service, "Authorization", "Bearer "+connector)
+	far := map[string]string{"Content-Type": asJSON, "Origin": "https://elsewhere.example.com"}
 	nobody := map[string]string{"Content-Type": asJSON}
+	large := strings.Repeat(" ", 17<<20)
+	patient := with(nobody, "Expect", "100-continue") // else the answer may be lost in what is still being sent
+	lines := with(service, "Content-Type", "application/x-ndjson")
 	user := map[string]string{"Authorization": "Bearer " + jwt}
 	foreign := map[string]string{"Authorization": "Bearer " + jwt, "Origin": "https://elsewhere.example.com"}
 	events, connect := s.server+"/v1/events", s.server+"/v1/connect"
@@ -178,6 +184,22 @@ func exchanges(t *testing.T, s *site) []exchange {
 		{"health", "GET", port + "/healthz", nil, "", 200, false},
 		{"ready", "GET", port + "/readyz", nil, "", 200, false},
 		{"profiles", "GET", port + "/debug/pprof/", nil, "", 200, false},
+		{"publish with a token for webmails", "POST", events, connects, goodEvent, 403, false},
+		{"connect with a token for mail stores", "POST", connect, publishes, `{"account":"alice@example.com"}`, 403, false},
+		{"a page's notice", "PUT", s.server + "/preliminary/http-notify/v1/notify", far, `{"user":"a","event":"messageNew","folder":"INBOX"}`, 401, false},
+		{"a page's events", "POST", s.server + "/dovecot/v1/events", far, luaReport, 401, false},
+		{"a form's notice", "PUT", s.server + "/preliminary/http-notify/v1/notify", map[string]string{"Content-Type": "text/plain"}, "{}", 415, true},
+		{"a form's events", "POST", s.server + "/dovecot/v1/events", map[string]string{"Content-Type": "text/plain"}, luaReport, 415, true},
+		{"a page's notice with a webmail's token", "PUT", s.server + "/preliminary/http-notify/v1/notify", with(far, "Authorization", "Bearer "+connector), `{"user":"a","event":"messageNew","folder":"INBOX"}`, 403, false},
+		{"a page's events with a webmail's token", "POST", s.server + "/dovecot/v1/events", with(far, "Authorization", "Bearer "+connector), luaReport, 403, false},
+		{"Dovecot's huge notice", "PUT", s.server + "/preliminary/http-notify/v1/notify", patient, large, 413, true},
+		{"the script's huge events", "POST", s.server + "/dovecot/v1/events", patient, large, 413, true},
+		{"console", "GET", port + "/console/", nil, "", 200, false},
+		{"console's status", "GET", port + "/console/api/status", nil, "", 200, false},
+		{"console's account", "GET", port + "/console/api/account?name=alice@example.com", nil, "", 200, false},
+		{"console's account without a name", "GET", port + "/console/api/account", nil, "", 400, true},
+		{"command line", "GET", port + "/debug/pprof/cmdline", nil, "", 200, false},
+		{"symbols", "GET", port + "/debug/pprof/symbol", nil, "", 200, false},
 		{"Dovecot's notice", "PUT", s.server + "/preliminary/http-notify/v1/notify", nobody,
 			`{"user":"alice@example.com","imap-uidvalidity":1,"imap-uid":7,"folder":"INBOX","event":"messageNew","unseen":2}`, 202, false},
 		{"Dovecot's bad notice", "PUT", s.server + "/preliminary/http-notify/v1/notify", nobody, `[`, 400, true},
@@ -185,6 +207,39 @@ func exchanges(t *testing.T, s *site) []exchange {
 		{"the script's bad events", "POST", s.server + "/dovecot/v1/events", nobody, `7`, 400, false},
 	}
 	return append(all, demoExchanges(t, s)...)
+}
+
+// scopedTokens gives the running server tokens that may only publish, and only connect.
+func scopedTokens(t *testing.T, s *site) (publisher, connector string) {
+	t.Helper()
+	var lines string
+	for _, scope := range []struct {
+		token *string
+		scope auth.Scope
+	}{{&publisher, auth.ScopePublish}, {&connector, auth.ScopeConnect}} {
+		token, line, err := auth.NewServiceToken(string(scope.scope), scope.scope)
+		if err != nil {
+			t.Fatal(err)
+		}
+		*scope.token = token
+		lines += line + "\n"
+	}
+	file, err := os.OpenFile(filepath.Join(keysDir(s.data), "service-tokens"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.WriteString(lines); err != nil {
+		t.Fatal(err)
+	}
+	// The server looks at the file again within a second or so.
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		if post(t, s.server+"/v1/events", connector, goodEvent) == http.StatusForbidden {
+			return publisher, connector
+		}
+	}
+	t.Fatal("the server does not see the new tokens")
+	return "", ""
 }
 
 // luaReport is what deploy/dovecot's script posts of a new mailbox.
