@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -233,13 +235,16 @@ func scopedTokens(t *testing.T, s *site) (publisher, connector string) {
 		t.Fatal(err)
 	}
 	// The server looks at the file again within a second or so.
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		if post(t, s.server+"/v1/events", connector, goodEvent) == http.StatusForbidden {
-			return publisher, connector
+	seen := func(context.Context) error {
+		if status := post(t, s.server+"/v1/events", connector, goodEvent); status != http.StatusForbidden {
+			return fmt.Errorf("answered %d", status)
 		}
+		return nil
 	}
-	t.Fatal("the server does not see the new tokens")
-	return "", ""
+	if err := waitReady(soon(t), seen); err != nil {
+		t.Fatal(err)
+	}
+	return publisher, connector
 }
 
 // luaReport is what deploy/dovecot's script posts of a new mailbox.
