@@ -133,8 +133,24 @@ func FuzzDecodeServerFrame(f *testing.F) {
 	f.Add(AppendSubscribed(nil, 1, "alice@example.com", place, Resync, 1500))
 	f.Add(AppendEvent(nil, "alice@example.com", place, []byte(fullEventJSON)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if frame, err := DecodeServerFrame(b); err == nil && frame.Type == "" {
+		frame, err := DecodeServerFrame(b)
+		if err != nil {
+			return
+		}
+		if frame.Type == "" {
 			t.Fatalf("%s: no type", b)
+		}
+		if !IsObject(frame.Event) {
+			return
+		}
+		// What a client heard, a server could have said.
+		again := AppendEvent(nil, frame.Account, frame.Position, frame.Event)
+		back, err := DecodeServerFrame(again)
+		if err != nil {
+			t.Fatalf("%s became %s: %v", b, again, err)
+		}
+		if back.Type != FrameEvent || back.Account != frame.Account || back.Position != frame.Position || !bytes.Equal(back.Event, frame.Event) {
+			t.Fatalf("%s became %s: %+v", b, again, back)
 		}
 	})
 }

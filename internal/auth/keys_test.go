@@ -417,3 +417,30 @@ func TestKeyFileReload(t *testing.T) {
 	}
 	fresh(false)
 }
+
+// FuzzParseKeys: whatever a file or a URL holds, what is accepted are keys that a token can be checked with, and a
+// published set has no secret.
+func FuzzParseKeys(f *testing.F) {
+	f.Add([]byte("a secret of more than thirty-two bytes"), true)
+	f.Add([]byte(`{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"1"}]}`), false)
+	f.Add([]byte(`{"keys":[{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"}]}`), true)
+	f.Add([]byte("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"), true)
+	f.Fuzz(func(t *testing.T, b []byte, secretAllowed bool) {
+		set, err := parseKeys(b, secretAllowed)
+		if err != nil {
+			return
+		}
+		if len(set.keys) > maxKeys {
+			t.Fatalf("%d keys", len(set.keys))
+		}
+		for _, k := range set.keys {
+			secret, isSecret := k.key.([]byte)
+			switch {
+			case k.alg == "" || k.key == nil || jwt.GetSigningMethod(k.alg) == nil:
+				t.Fatalf("accepted %+v", k)
+			case isSecret && (!secretAllowed || len(secret) < 32):
+				t.Fatalf("accepted a secret of %d bytes (allowed: %v)", len(secret), secretAllowed)
+			}
+		}
+	})
+}

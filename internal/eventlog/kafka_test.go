@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -13,10 +14,13 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,6 +151,66 @@ func TestKafkaGroup(t *testing.T) {
 	}
 	if again, err := open().Epoch(testContext(t, 10*time.Second), 3); err != nil || again != epoch {
 		t.Fatalf("epoch %d, then %d, %v", epoch, again, err)
+	}
+}
+
+// What deploy/kafka/start.sh starts is a Kafka that takes and gives records, and an end of the script ends it.
+func TestKafkaStartScript(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs Apache Kafka")
+	}
+	port := freePort(t)
+	broker := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	var output bytes.Buffer
+	script := exec.Command("bash", "../../deploy/kafka/start.sh", "-p", strconv.Itoa(port))
+	script.Stdout, script.Stderr = &output, &output
+	script.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := script.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- script.Wait() }()
+	t.Cleanup(func() {
+		_ = syscall.Kill(-script.Process.Pid, syscall.SIGKILL) // only what a failed test leaves behind
+		if t.Failed() {
+			t.Logf("start.sh:\n%s", &output)
+		}
+	})
+	l, err := Open(testContext(t, time.Minute), Config{Brokers: []string{broker}, Create: true, Partitions: 2, Logger: quiet()})
+	if err != nil {
+		t.Error(err)
+	} else {
+		appendAndRead(t, l)
+		_ = l.Close()
+	}
+	if err := script.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("start.sh ended with %v", err)
+	}
+	if conn, err := net.Dial("tcp", broker); err == nil {
+		_ = conn.Close()
+		t.Error("the broker outlives the script")
+	}
+}
+
+// freePort returns a port that is free, as is the one 1000 above, which the script takes for its controller.
+func freePort(t *testing.T) int {
+	t.Helper()
+	for {
+		first, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := first.Addr().(*net.TCPAddr).Port
+		_ = first.Close()
+		second, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port+1000)))
+		if err != nil {
+			continue
+		}
+		_ = second.Close()
+		return port
 	}
 }
 

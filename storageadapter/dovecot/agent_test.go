@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -434,6 +435,30 @@ func TestChurn(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzNotice: what is accepted of the OX driver's report is one event that the log takes.
+func FuzzNotice(f *testing.F) {
+	f.Add("a@example.com", `{"user":"11@3","event":"messageNew","folder":"INBOX","imap-uidvalidity":9,"imap-uid":1,"unseen":2}`)
+	f.Add("", `{"user":"a","event":"messageNew","folder":"\u0000","imap-uidvalidity":4294967295,"imap-uid":4294967296}`)
+	f.Add("shared/b", `{"event":"messageNew","folder":"shared/b@example.com/Team","imap-uidvalidity":1,"imap-uid":1}`)
+	a := newAgent(f, Config{Shared: []string{"shared/%u/"}})
+	f.Fuzz(func(t *testing.T, account, body string) {
+		r := httptest.NewRequest(http.MethodPut, NotifyPath+"?"+url.Values{accountParam: {account}}.Encode(), nil)
+		events, err := a.notifyEvents(r, body)
+		if err != nil && len(events) > 0 || len(events) > 1 {
+			t.Fatalf("%d events, %v", len(events), err)
+		}
+		for _, e := range events {
+			b, err := e.Encode()
+			if err == nil {
+				_, err = schema.DecodeEvent(b)
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", b, err)
+			}
+		}
+	})
 }
 
 func FuzzTransaction(f *testing.F) {
