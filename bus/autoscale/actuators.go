@@ -39,6 +39,9 @@ func run(ctx context.Context, args []string, env ...string) error {
 	return nil
 }
 
+// Owns implements [Actuator]: the program knows which it can end.
+func (Command) Owns(string) bool { return true }
+
 // Webhook posts what is asked: {"action":"out","count":1,"reason":"…"} or {"action":"in","node":"n1","reason":"…"}.
 type Webhook struct{ URL string }
 
@@ -51,6 +54,9 @@ func (w Webhook) Out(ctx context.Context, count int, _ []string, reason string) 
 func (w Webhook) In(ctx context.Context, node, reason string) error {
 	return postJSON(ctx, w.URL, map[string]any{"action": In, "node": node, "reason": reason})
 }
+
+// Owns implements [Actuator]: who is asked knows which it can end.
+func (Webhook) Owns(string) bool { return true }
 
 // Systemd starts and stops the instances of a template unit such as mailbell-notifier@.service, whose node is named
 // as the unit's instance.
@@ -72,11 +78,14 @@ func (s Systemd) Out(ctx context.Context, count int, inUse []string, _ string) e
 
 // In implements [Actuator].
 func (s Systemd) In(ctx context.Context, node, _ string) error {
-	if !strings.HasPrefix(node, s.prefix()) {
+	if !s.Owns(node) {
 		return fmt.Errorf("end %s: it is no instance of %s", node, s.Unit)
 	}
 	return s.control(ctx, "stop", node)
 }
+
+// Owns implements [Actuator].
+func (s Systemd) Owns(node string) bool { return strings.HasPrefix(node, s.prefix()) }
 
 func (s Systemd) prefix() string {
 	if s.Prefix == "" {
@@ -167,6 +176,12 @@ func (l *Local) In(_ context.Context, node, _ string) error {
 		return fmt.Errorf("end %s: %w", node, err)
 	}
 	return os.Remove(l.file(node))
+}
+
+// Owns implements [Actuator].
+func (l *Local) Owns(node string) bool {
+	_, _, err := l.process(node)
+	return err == nil
 }
 
 func (l *Local) file(node string) string { return filepath.Join(l.Dir, filepath.Base(node)+".pid") }

@@ -5,12 +5,14 @@
 // Invariants:
 //   - Below the minimum of healthy nodes, nodes are added at once. All else is slow: at most every
 //     OutEvery out and every InEvery in.
+//   - Only a node that the actuator owns is drained and ended.
 //   - A node is ended only when it has no connections, or its drain is over.
 //   - Nodes that were asked for and have not come yet count for Launch, so that a slow start does not
 //     become many starts.
 //   - Without Config.Act nothing is done; what would be is logged.
 //
-// Goroutines: Run uses its caller's, and those of the lease.
+// Goroutines: Run uses its caller's and those of the lease, one that looks at the fleet and decides, and one that
+// tells the webhook.
 package autoscale
 
 import (
@@ -25,6 +27,7 @@ type Node struct {
 	Connections int
 	Healthy     bool // takes clients, or is full
 	Draining    bool
+	Foreign     bool      // it can't be ended by us
 	Since       time.Time // when it came
 }
 

@@ -3,6 +3,7 @@ package autoscale
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/mailbell/mailbell/internal/eventlog"
@@ -247,6 +249,8 @@ func (r *recorder) In(_ context.Context, node, _ string) error {
 	return nil
 }
 
+func (r *recorder) Owns(string) bool { return true }
+
 func (r *recorder) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -272,9 +276,9 @@ func TestAnotherTakesOver(t *testing.T) {
 	stops := map[string]func(){}
 	for name, r := range recorders {
 		s, err := New(Config{
-			Policy: Policy{Min: 2, Launch: time.Millisecond}, Lease: KafkaLease{Log: log, Group: "mailbell-autoscale", Node: name}, Act: true, Actuator: r,
+			Policy: Policy{Min: 2, Launch: time.Millisecond}, Lease: KafkaLease{Log: log, Group: "mailbell-bus-autoscale", Node: name}, Act: true, Actuator: r,
 			Fleet:  func(time.Time) []Node { return []Node{{Name: "n1", Healthy: true}} },
-			Drain:  func(string, time.Duration) error { return nil },
+			Drain:  func(_ string, over time.Duration) (time.Duration, error) { return over, nil },
 			Every:  100 * time.Millisecond,
 			Logger: quiet,
 		})
@@ -320,29 +324,84 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// mine is a lease without others.
+type mine struct{}
+
+func (mine) Hold(ctx context.Context, fn func(ctx context.Context)) error {
+	fn(ctx)
+	return nil
+}
+
+// TestDryRunTellsTheWebhook: it hears what would be done, one decision after the other, and while it hangs others are made.
 func TestDryRunTellsTheWebhook(t *testing.T) {
-	var mu sync.Mutex
-	var posts []string
+	posts, hang := make(chan string, 100), make(chan struct{})
 	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		b := make([]byte, 1000)
-		n, _ := r.Body.Read(b)
-		mu.Lock()
-		defer mu.Unlock()
-		posts = append(posts, string(b[:n]))
+		b, _ := io.ReadAll(r.Body)
+		posts <- string(b)
+		<-hang
 	}))
 	defer hook.Close()
 	defer http.DefaultClient.CloseIdleConnections()
-	r := &recorder{}
-	s, err := New(Config{Lease: KafkaLease{}, Fleet: func(time.Time) []Node { return nil }, Drain: func(string, time.Duration) error { return nil },
+	r, looks := &recorder{}, make(chan struct{}, 1000)
+	reg := prometheus.NewRegistry()
+	s, err := New(Config{Policy: Policy{Launch: time.Millisecond}, Lease: mine{}, Every: time.Millisecond, Registerer: reg,
+		Fleet:    func(time.Time) []Node { looks <- struct{}{}; return nil },
+		Drain:    func(string, time.Duration) (time.Duration, error) { return 0, nil },
 		Actuator: r, Notify: hook.URL, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.carryOut(t.Context(), Decision{Action: Out, Count: 2, Reason: "the minimum is 2"}, nil)
-	mu.Lock()
-	defer mu.Unlock()
-	if r.count() != 0 || len(posts) != 1 || !strings.Contains(posts[0], `{"text":"mailbell: start 2 (dry run): the minimum is 2"}`) {
-		t.Errorf("posts %q, calls %v", posts, r.calls)
+	s.controller.began = time.Unix(0, 0)
+	s.controller.known, s.controller.retiring = map[string]bool{}, map[string]*retirement{}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	if got := <-posts; got != `{"text":"mailbell: start 2 (dry run): 0 healthy nodes and 0 on their way, the minimum is 2"}` {
+		t.Errorf("posted %s", got)
+	}
+	for range 100 { // the webhook hangs
+		<-looks
+	}
+	close(hang)
+	<-posts
+	stop()
+	for len(done) == 0 {
+		select {
+		case <-looks:
+		case err := <-done:
+			done <- err
+		}
+	}
+	if err := <-done; err != nil || r.count() != 0 {
+		t.Errorf("%v, calls %v", err, r.calls)
+	}
+}
+
+// TestWebhook: it is posted what is to be done, and its refusal is an error.
+func TestWebhook(t *testing.T) {
+	var posts []string
+	status := http.StatusNoContent
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		posts = append(posts, r.Header.Get("Content-Type")+" "+string(b))
+		w.WriteHeader(status)
+	}))
+	defer hook.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	w := Webhook{URL: hook.URL}
+	if err := w.Out(t.Context(), 2, nil, "r"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.In(t.Context(), "n1", "r"); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`application/json {"action":"out","count":2,"reason":"r"}`, `application/json {"action":"in","node":"n1","reason":"r"}`}
+	if !slices.Equal(posts, want) {
+		t.Errorf("posted %q, want %q", posts, want)
+	}
+	status = http.StatusServiceUnavailable
+	if err := w.In(t.Context(), "n1", "r"); err == nil {
+		t.Error("a refusal is no error")
 	}
 }
 

@@ -7,24 +7,35 @@ import (
 	"time"
 )
 
-// settle is how long a new leader looks before it decides: what the former one asked for may be on its way.
-const settle = 3 * time.Second
+const (
+	// settle is how long an instance looks at the fleet before it decides. One that stood by has looked all the time.
+	settle = 3 * time.Second
+	// again is when an end that failed is tried again, and when a node that was told to drain and does not counts as not told.
+	again = time.Minute
+)
 
 // Controller decides. It is not safe for use by several goroutines.
 type Controller struct {
 	policy Policy
 
-	began    time.Time // when it began to lead; zero before the first look
+	began    time.Time // when it first looked; zero before
 	lastOut  time.Time
 	lastIn   time.Time
-	asked    []time.Time // nodes asked for that have not come
-	known    map[string]bool
-	retiring map[string]retirement
+	asked    []time.Time     // nodes asked for that have not come
+	known    map[string]bool // true once it has been healthy: until then it is on its way
+	retiring map[string]*retirement
 }
 
 type retirement struct {
+	told  time.Time
 	end   time.Time
-	ended bool // In was decided
+	ended bool      // In was decided
+	retry time.Time // not before, since it failed
+
+	// Of a drain that another instance began and whose time is therefore not known: it is over when nobody has left
+	// for as long as a drain lasts.
+	inherited bool
+	least     int // connections so far
 }
 
 // NewController makes one that has seen nothing yet.
@@ -35,37 +46,38 @@ func NewController(p Policy) (*Controller, error) {
 	return &Controller{policy: p.withDefaults()}, nil
 }
 
-// Lead forgets what was known: another instance may have acted in between.
-func (c *Controller) Lead() { *c = Controller{policy: c.policy} }
-
 // census is the fleet at a glance.
 type census struct {
 	healthy, connections int
+	present              int // in whatever state
 	min                  int
 	reason               string // for min
 }
 
 func (c *census) average() float64 { return float64(c.connections) / float64(max(1, c.healthy)) }
 
+// Watch looks at the fleet while another instance decides, so that this one knows it when it has to.
+func (c *Controller) Watch(now time.Time, nodes []Node) { c.look(now, nodes, false) }
+
 // Decide looks at the fleet and returns what to do now. Call it about once a second.
 func (c *Controller) Decide(now time.Time, nodes []Node) []Decision {
-	seen := c.look(now, nodes)
+	seen := c.look(now, nodes, true)
 	if now.Sub(c.began) < settle {
 		return nil
 	}
 	out := c.finish(now, nodes)
 	have := seen.healthy + len(c.asked)
+	room := c.policy.Max - seen.present - len(c.asked) // one that is not healthy may become so
 	switch {
 	case have < seen.min:
-		n := min(seen.min-have, c.policy.Max-have)
-		if n > 0 {
+		if n := min(seen.min-have, room); n > 0 {
 			out = append(out, c.grow(now, n, fmt.Sprintf("%d healthy nodes and %d on their way, %s", seen.healthy, len(c.asked), seen.reason)))
 		}
 	case seen.average() > c.policy.OutAbove:
-		if n := min(c.policy.Step, c.policy.Max-have); n > 0 && now.Sub(c.lastOut) >= c.policy.OutEvery && len(c.asked) == 0 {
+		if n := min(c.policy.Step, room); n > 0 && now.Sub(c.lastOut) >= c.policy.OutEvery && len(c.asked) == 0 {
 			out = append(out, c.grow(now, n, fmt.Sprintf("%.0f connections a node on average, above %.0f", seen.average(), c.policy.OutAbove)))
 		}
-	case c.mayShrink(now, &seen):
+	case c.mayShrink(now, nodes, &seen):
 		if d, ok := c.shrink(now, nodes, &seen); ok {
 			out = append(out, d)
 		}
@@ -73,36 +85,37 @@ func (c *Controller) Decide(now time.Time, nodes []Node) []Decision {
 	return out
 }
 
-// look notes who came and who went.
-func (c *Controller) look(now time.Time, nodes []Node) census {
+// look notes who came and who went. What begins while another instance leads is that one's doing.
+func (c *Controller) look(now time.Time, nodes []Node, leads bool) census {
 	first := c.known == nil
 	if first {
-		c.began, c.known, c.retiring = now, make(map[string]bool), make(map[string]retirement)
+		c.began, c.known, c.retiring = now, make(map[string]bool), make(map[string]*retirement)
 		c.lastIn = now // unknown, and being late does no harm
 	}
-	seen := census{min: c.policy.Min, reason: fmt.Sprintf("the minimum is %d", c.policy.Min)}
-	for _, s := range c.policy.Schedules {
-		if s.Min > seen.min && s.Active(now) {
-			seen.min, seen.reason = s.Min, fmt.Sprintf("the minimum is %d by the schedule %q", s.Min, s.Text)
-		}
-	}
+	others := first || !leads
 	present := make(map[string]bool, len(nodes))
+	seen := c.census(now, len(nodes))
 	for _, n := range nodes {
 		present[n.Name] = true
-		if first && n.Since.After(c.lastOut) {
-			c.lastOut = n.Since // the last that another leader started, perhaps
+		was, known := c.known[n.Name]
+		if others && !known && n.Since.After(c.lastOut) {
+			c.lastOut = n.Since
 		}
-		if n.Draining && (first || !c.known[n.Name]) {
-			c.retiring[n.Name] = retirement{end: now.Add(c.policy.DrainOver)}
+		if n.Draining && (others || !known) && c.retiring[n.Name] == nil {
+			c.lastIn = now
+			c.retiring[n.Name] = &retirement{told: now, inherited: true, least: n.Connections, end: now.Add(c.policy.DrainOver)}
+		}
+		if r := c.retiring[n.Name]; r != nil && r.inherited && n.Connections < r.least {
+			r.least, r.end = n.Connections, now.Add(c.policy.DrainOver)
 		}
 		if n.Healthy {
 			seen.healthy++
 			seen.connections += n.Connections
-			if !c.known[n.Name] && len(c.asked) > 0 {
+			if !was && !first && len(c.asked) > 0 {
 				c.asked = c.asked[1:]
 			}
 		}
-		c.known[n.Name] = true
+		c.known[n.Name] = was || n.Healthy
 	}
 	for name := range c.known {
 		if !present[name] {
@@ -114,6 +127,16 @@ func (c *Controller) look(now time.Time, nodes []Node) census {
 	return seen
 }
 
+func (c *Controller) census(now time.Time, present int) census {
+	seen := census{present: present, min: c.policy.Min, reason: fmt.Sprintf("the minimum is %d", c.policy.Min)}
+	for _, s := range c.policy.Schedules {
+		if s.Min > seen.min && s.Active(now) {
+			seen.min, seen.reason = s.Min, fmt.Sprintf("the minimum is %d by the schedule %q", s.Min, s.Text)
+		}
+	}
+	return seen
+}
+
 func (c *Controller) grow(now time.Time, n int, reason string) Decision {
 	for range n {
 		c.asked = append(c.asked, now)
@@ -122,31 +145,43 @@ func (c *Controller) grow(now time.Time, n int, reason string) Decision {
 	return Decision{At: now, Action: Out, Count: n, Reason: reason}
 }
 
-// Failed takes a decision back that could not be carried out: it is made again after a while.
+// Lasts tells how long the drain that was decided takes: it may be longer than was asked for.
+func (c *Controller) Lasts(d Decision, took time.Duration) {
+	if r := c.retiring[d.Node]; r != nil {
+		r.end = d.At.Add(took)
+	}
+}
+
+// Failed takes a decision back that was not carried out: it is made again after a while.
 func (c *Controller) Failed(d Decision) {
 	switch d.Action {
 	case Out: // stays asked for, which keeps it from being tried every second
 	case Drain:
 		delete(c.retiring, d.Node)
 	case In:
-		if r, ok := c.retiring[d.Node]; ok {
-			c.retiring[d.Node] = retirement{end: r.end}
+		if r := c.retiring[d.Node]; r != nil {
+			r.ended, r.retry = false, d.At.Add(again)
 		}
 	}
 }
 
-func (c *Controller) mayShrink(now time.Time, seen *census) bool {
-	return seen.average() < c.policy.InBelow && seen.healthy > seen.min && len(c.asked) == 0 && len(c.retiring) == 0 &&
+func (c *Controller) mayShrink(now time.Time, nodes []Node, seen *census) bool {
+	return seen.average() < c.policy.InBelow && seen.healthy > seen.min && len(c.asked) == 0 && !c.shrinking(nodes) &&
 		now.Sub(c.lastIn) >= c.policy.InEvery && now.Sub(c.lastOut) >= c.policy.OutEvery &&
 		// What is left must not be too much for the others at once.
 		float64(seen.connections)/float64(max(1, seen.healthy-1)) < c.policy.OutAbove
 }
 
-// shrink begins to take away the node with the fewest connections.
+// shrinking reports whether one is on its way out. Those that somebody else has to end are not waited for.
+func (c *Controller) shrinking(nodes []Node) bool {
+	return slices.ContainsFunc(nodes, func(n Node) bool { return !n.Foreign && c.retiring[n.Name] != nil })
+}
+
+// shrink begins to take away the node with the fewest connections, of those that can be ended.
 func (c *Controller) shrink(now time.Time, nodes []Node, seen *census) (Decision, bool) {
 	best := -1
 	for i, n := range nodes {
-		if n.Healthy && (best < 0 || n.Connections < nodes[best].Connections ||
+		if n.Healthy && !n.Foreign && (best < 0 || n.Connections < nodes[best].Connections ||
 			n.Connections == nodes[best].Connections && strings.Compare(n.Name, nodes[best].Name) > 0) {
 			best = i
 		}
@@ -155,7 +190,7 @@ func (c *Controller) shrink(now time.Time, nodes []Node, seen *census) (Decision
 		return Decision{}, false
 	}
 	c.lastIn = now
-	c.retiring[nodes[best].Name] = retirement{end: now.Add(c.policy.DrainOver)}
+	c.retiring[nodes[best].Name] = &retirement{told: now, end: now.Add(c.policy.DrainOver)}
 	return Decision{At: now, Action: Drain, Node: nodes[best].Name, Over: c.policy.DrainOver,
 		Reason: fmt.Sprintf("%.0f connections a node on average, below %.0f; this one has the fewest, %d", seen.average(), c.policy.InBelow, nodes[best].Connections)}, true
 }
@@ -163,8 +198,12 @@ func (c *Controller) shrink(now time.Time, nodes []Node, seen *census) (Decision
 // finish ends the nodes that are empty or whose drain is over.
 func (c *Controller) finish(now time.Time, nodes []Node) (out []Decision) {
 	for _, n := range nodes {
-		r, ok := c.retiring[n.Name]
-		if !ok || r.ended || !n.Draining {
+		r := c.retiring[n.Name]
+		if r != nil && !n.Draining && now.Sub(r.told) >= again {
+			delete(c.retiring, n.Name)
+			continue
+		}
+		if r == nil || r.ended || !n.Draining || n.Foreign || now.Before(r.retry) {
 			continue
 		}
 		reason := ""
@@ -177,7 +216,6 @@ func (c *Controller) finish(now time.Time, nodes []Node) (out []Decision) {
 			continue
 		}
 		r.ended = true
-		c.retiring[n.Name] = r
 		out = append(out, Decision{At: now, Action: In, Node: n.Name, Reason: reason})
 	}
 	return out

@@ -16,7 +16,7 @@ type Group interface {
 // to another within the session's 6 seconds when its holder is gone.
 type KafkaLease struct {
 	Log   Group
-	Group string // such as mailbell-autoscale
+	Group string // such as mailbell-bus-autoscale
 	Node  string
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,8 @@ type Actuator interface {
 	// Out starts count nodes, of which names in use are given. In ends the node of that name.
 	Out(ctx context.Context, count int, inUse []string, reason string) error
 	In(ctx context.Context, node, reason string) error
+	// Owns reports whether In can end the node.
+	Owns(node string) bool
 }
 
 // Lease lets one of several instances act.
@@ -33,8 +36,8 @@ type Config struct {
 	Lease  Lease
 	// Fleet returns the notifiers as they are at that time.
 	Fleet func(now time.Time) []Node
-	// Drain sends a node's clients away.
-	Drain func(node string, over time.Duration) error
+	// Drain sends a node's clients away. It returns the time that this takes, which may be longer than was asked for.
+	Drain func(node string, over time.Duration) (time.Duration, error)
 	// Actuator carries out; nil only logs.
 	Actuator Actuator
 	// Act is false for a dry run.
@@ -50,18 +53,25 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
-// actTimeout bounds what an actuator or a webhook may take.
-const actTimeout = time.Minute
-
-// kept is how long an instance that loses the lease and gets it back goes on with what it knew: a rebalance of the group does that.
-const kept = 5 * time.Second
+const (
+	// actTimeout bounds what an actuator may take, notifyTimeout what the webhook may.
+	actTimeout    = time.Minute
+	notifyTimeout = 10 * time.Second
+	// notices is how many decisions wait for a slow webhook; what comes then is only logged.
+	notices = 32
+)
 
 // Scaler runs a controller.
 type Scaler struct {
-	cfg        Config
+	cfg       Config
+	decisions *prometheus.CounterVec
+	leads     prometheus.Gauge
+	notices   chan string
+
+	mu sync.Mutex
+	// Guarded by mu.
 	controller *Controller
-	decisions  *prometheus.CounterVec
-	leads      prometheus.Gauge
+	term       context.Context // of the lease; nil while another instance has it
 }
 
 // New checks the configuration.
@@ -80,7 +90,7 @@ func New(cfg Config) (*Scaler, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Scaler{cfg: cfg, controller: controller,
+	s := &Scaler{cfg: cfg, controller: controller, notices: make(chan string, notices),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mailbell_autoscale_decisions_total",
 			Help: "Decisions about the number of notifiers, by action and result: done, failed or dry_run."}, []string{"action", "result"}),
 		leads: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mailbell_autoscale_leads", Help: "1 if this instance has the lease."}),
@@ -91,22 +101,33 @@ func New(cfg Config) (*Scaler, error) {
 	return s, nil
 }
 
-// Run works until ctx ends, and decides while it has the lease.
+// Run works until ctx ends: it watches the fleet, and decides while it has the lease.
 func (s *Scaler) Run(ctx context.Context) error {
-	var lost time.Time
-	return s.cfg.Lease.Hold(ctx, func(ctx context.Context) {
-		if time.Since(lost) > kept {
-			s.controller.Lead()
-		}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.watch(ctx) })
+	wg.Go(func() { s.notify(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	return s.cfg.Lease.Hold(ctx, func(term context.Context) {
 		s.cfg.Logger.Info("this instance decides about the number of notifiers")
 		s.leads.Set(1)
-		s.lead(ctx)
+		s.begin(term)
+		s.look(time.Now())
+		<-term.Done()
+		s.begin(nil)
 		s.leads.Set(0)
-		lost = time.Now()
 	})
 }
 
-func (s *Scaler) lead(ctx context.Context) {
+// begin returns when what an earlier term decided is carried out or given up.
+func (s *Scaler) begin(term context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.term = term
+}
+
+func (s *Scaler) watch(ctx context.Context) {
 	t := time.NewTicker(s.cfg.Every)
 	defer t.Stop()
 	for {
@@ -114,27 +135,41 @@ func (s *Scaler) lead(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-t.C:
-			nodes := s.cfg.Fleet(now)
-			for _, d := range s.controller.Decide(now, nodes) {
-				s.carryOut(ctx, d, nodes)
-			}
+			s.look(now)
 		}
 	}
 }
 
-// carryOut does what was decided, says so, and tells the webhook.
+func (s *Scaler) look(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes := s.cfg.Fleet(now)
+	for i := range nodes {
+		nodes[i].Foreign = s.cfg.Actuator != nil && !s.cfg.Actuator.Owns(nodes[i].Name)
+	}
+	if s.term == nil || s.term.Err() != nil {
+		s.controller.Watch(now, nodes)
+		return
+	}
+	for _, d := range s.controller.Decide(now, nodes) {
+		s.carryOut(s.term, d, nodes)
+	}
+}
+
+// carryOut does what was decided and says so.
 func (s *Scaler) carryOut(ctx context.Context, d Decision, nodes []Node) {
 	ctx, cancel := context.WithTimeout(ctx, actTimeout)
 	defer cancel()
 	d.DryRun = !s.cfg.Act
 	result, err := "dry_run", error(nil)
 	if s.cfg.Act {
+		result = "done"
 		if err = s.act(ctx, d, nodes); err != nil {
 			result = "failed"
-			s.controller.Failed(d)
-		} else {
-			result = "done"
 		}
+	}
+	if result != "done" {
+		s.controller.Failed(d)
 	}
 	s.decisions.WithLabelValues(string(d.Action), result).Inc()
 	s.cfg.Logger.Info("autoscale", "action", d.Action, "count", d.Count, "notifier", d.Node, "reason", d.Reason, "result", result, "err", err)
@@ -145,8 +180,26 @@ func (s *Scaler) carryOut(ctx context.Context, d Decision, nodes []Node) {
 	if err != nil {
 		text += ": failed: " + err.Error()
 	}
-	if err := postJSON(ctx, s.cfg.Notify, map[string]string{"text": text}); err != nil {
-		s.cfg.Logger.Warn("autoscale: tell the webhook", "err", err)
+	select {
+	case s.notices <- text:
+	default:
+		s.cfg.Logger.Warn("autoscale: the webhook is too slow: it does not hear of this decision", "decision", text)
+	}
+}
+
+// notify tells the webhook, one decision after the other, so that one that hangs holds nothing up.
+func (s *Scaler) notify(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case text := <-s.notices:
+			post, cancel := context.WithTimeout(ctx, notifyTimeout)
+			if err := postJSON(post, s.cfg.Notify, map[string]string{"text": text}); err != nil {
+				s.cfg.Logger.Warn("autoscale: tell the webhook", "err", err)
+			}
+			cancel()
+		}
 	}
 }
 
@@ -159,7 +212,11 @@ func (s *Scaler) act(ctx context.Context, d Decision, nodes []Node) error {
 		}
 		return s.cfg.Actuator.Out(ctx, d.Count, inUse, d.Reason)
 	case Drain:
-		return s.cfg.Drain(d.Node, d.Over)
+		took, err := s.cfg.Drain(d.Node, d.Over)
+		if err == nil {
+			s.controller.Lasts(d, took)
+		}
+		return err
 	default:
 		return s.cfg.Actuator.In(ctx, d.Node, d.Reason)
 	}

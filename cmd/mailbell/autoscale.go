@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,7 +52,7 @@ func (f *autoscaleFlags) register(fs *pflag.FlagSet) {
 }
 
 // scaler makes the controller; nil unless it is asked for.
-func (f *autoscaleFlags) scaler(node *bus.Node, log *eventlog.Log, name string, logger *slog.Logger, reg prometheus.Registerer) (*autoscale.Scaler, error) {
+func (f *autoscaleFlags) scaler(node *bus.Node, log *eventlog.Log, group, name string, logger *slog.Logger, reg prometheus.Registerer) (*autoscale.Scaler, error) {
 	if !f.on {
 		if f.act {
 			return nil, errors.New("--autoscale-act needs --autoscale")
@@ -71,11 +72,11 @@ func (f *autoscaleFlags) scaler(node *bus.Node, log *eventlog.Log, name string, 
 		return nil, err
 	}
 	return autoscale.New(autoscale.Config{
-		Policy: policy, Lease: autoscale.KafkaLease{Log: log, Group: "mailbell-autoscale", Node: name},
+		Policy: policy, Lease: autoscale.KafkaLease{Log: log, Group: cmp.Or(group, eventlog.DefaultGroup) + "-autoscale", Node: name},
 		Fleet: func(now time.Time) []autoscale.Node { return fleetNodes(node.Fleet().Snapshot(now)) },
-		Drain: func(notifier string, over time.Duration) error {
-			_, _, err := node.Drain(notifier, "", over)
-			return err
+		Drain: func(notifier string, over time.Duration) (time.Duration, error) {
+			_, took, err := node.Drain(notifier, "", over)
+			return took, err
 		},
 		Actuator: actuator, Act: f.act, Notify: f.notify, Logger: logger, Registerer: reg,
 	})

@@ -188,7 +188,7 @@ func (f *busFlags) run(cmd *cobra.Command) error {
 	mux := http.NewServeMux()
 	mux.Handle(gatewayPath, node.Gateway())
 	mountFleet(port, node)
-	scaler, err := f.scale.scaler(node, log, f.name(), logger, port.Registry())
+	scaler, err := f.scale.scaler(node, log, f.group, f.name(), logger, port.Registry())
 	if err != nil {
 		return err
 	}

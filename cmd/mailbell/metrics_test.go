@@ -73,7 +73,7 @@ func registeredMetrics(t *testing.T) []string {
 	if err := e.run(ctx, stop); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&autoscaleFlags{on: true}).scaler(e.node, e.log, "b1", logger, recorder.wrap(prometheus.NewRegistry())); err != nil {
+	if _, err := (&autoscaleFlags{on: true}).scaler(e.node, e.log, "", "b1", logger, recorder.wrap(prometheus.NewRegistry())); err != nil {
 		t.Fatal(err)
 	}
 	names := make([]string, 0, len(recorder.names))
