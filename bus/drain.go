@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/mailbell/mailbell/schema"
@@ -15,7 +16,7 @@ const MaxDrain = 24 * time.Hour
 
 // Drain asks notifiers to send all their clients away within over: the one of that name, or all of the zone. Who is drained
 // gets no clients from then on. A time that is too short for the others to take them in is made longer. It returns
-// the notifiers and the time.
+// the notifiers and the time. A zone is drained only if somebody outside it takes clients.
 func (n *Node) Drain(notifier, zone string, over time.Duration) (drained []string, took time.Duration, err error) {
 	if (notifier == "") == (zone == "") {
 		return nil, 0, fmt.Errorf("drain: name either a notifier or a zone")
@@ -24,7 +25,7 @@ func (n *Node) Drain(notifier, zone string, over time.Duration) (drained []strin
 		return nil, 0, fmt.Errorf("drain: a time of %v: want at most %v", over, MaxDrain)
 	}
 	now := time.Now()
-	leaving, free := 0.0, 0.0
+	leaving, free, others := 0.0, 0.0, 0
 	for _, s := range n.fleet.Snapshot(now) {
 		switch {
 		case s.State == Replaced:
@@ -32,24 +33,37 @@ func (n *Node) Drain(notifier, zone string, over time.Duration) (drained []strin
 			drained = append(drained, s.Node)
 			leaving += float64(s.Load.Connections)
 		case s.State == Serving:
-			free += s.Load.FreeAcceptsPerSecond
+			free += s.Load.freeOfAll()
+			others++
 		}
 	}
 	if len(drained) == 0 {
 		return nil, 0, fmt.Errorf("drain: no notifier is linked with the name %q or the zone %q", notifier, zone)
 	}
+	if zone != "" && others == 0 {
+		return nil, 0, fmt.Errorf("drain: no notifier outside the zone %q takes clients", zone)
+	}
 	over = max(over, time.Second)
-	if free > 0 {
+	if others > 0 {
 		over = min(MaxDrain, max(over, time.Duration(leaving/free*float64(time.Second))))
 	}
+	var untold []string
 	for _, name := range drained {
 		order := &link.Drain{OverMs: uint64(over.Milliseconds()), Reason: string(schema.ReconnectDrain)}
-		if _, err := n.Tell(name, &link.FromBus{Body: &link.FromBus_Drain{Drain: order}}); err != nil {
+		told, err := n.Tell(name, &link.FromBus{Body: &link.FromBus_Drain{Drain: order}})
+		if err != nil {
 			return nil, 0, err
 		}
+		if !told {
+			untold = append(untold, name)
+		}
 	}
+	drained = slices.DeleteFunc(drained, func(name string) bool { return slices.Contains(untold, name) })
 	n.fleet.drains(drained, now)
 	n.log.Info("notifiers are drained", "notifiers", drained, "zone", zone, "connections", leaving, "over", over)
+	if len(untold) > 0 {
+		return drained, over, fmt.Errorf("drain: %q could not be told, since the link ends: try again", untold)
+	}
 	return drained, over, nil
 }
 

@@ -61,7 +61,11 @@ type Load struct {
 	Custom               float64 `json:"custom"`
 	Subscriptions        uint64  `json:"subscriptions"`
 	TicketConnections    uint64  `json:"ticketConnections"` // tickets of this bus node that were used
+	BusNodes             uint32  `json:"busNodes"`          // that have such a share each
 }
+
+// freeOfAll is what the notifier lets in beside those that come, from all bus nodes together; at least 1 a second.
+func (l *Load) freeOfAll() float64 { return max(1, l.FreeAcceptsPerSecond*float64(max(1, l.BusNodes))) }
 
 // NotifierState says whether a notifier is given clients, and if not why.
 type NotifierState string
@@ -271,14 +275,14 @@ func (f *Fleet) quietSince() time.Time {
 	return f.changed
 }
 
-// freeAccepts is how many connections a second the serving notifiers take beside those that come now, as this node knows it.
+// freeAccepts is how many connections a second the serving notifiers take beside those that come now, from all bus nodes.
 func (f *Fleet) freeAccepts(now time.Time) float64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	rate := 0.0
 	for i, m := range f.order {
 		if f.state(i, now) == Serving {
-			rate += m.pace.rate
+			rate += m.Load.freeOfAll()
 		}
 	}
 	return rate
@@ -352,5 +356,5 @@ func notifierOf(h *link.Hello, id routing.LinkID, now time.Time) (Notifier, erro
 func loadOf(l *link.Load) Load {
 	return Load{Connections: l.GetConnections(), AcceptsPerSecond: l.GetAcceptsPerSecond(), CPUCores: l.GetCpuCores(), MemoryBytes: l.GetMemoryBytes(),
 		EventsPerSecond: l.GetEventsPerSecond(), BacklogBytes: l.GetBacklogBytes(), FreeAcceptsPerSecond: l.GetFreeAcceptsPerSecond(),
-		Draining: l.GetDraining(), Custom: l.GetCustom(), Subscriptions: l.GetSubscriptions(), TicketConnections: l.GetTicketConnections()}
+		Draining: l.GetDraining(), Custom: l.GetCustom(), Subscriptions: l.GetSubscriptions(), TicketConnections: l.GetTicketConnections(), BusNodes: l.GetBusNodes()}
 }

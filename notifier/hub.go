@@ -251,6 +251,7 @@ func (h *hub) tellLoad(now time.Time) {
 	}
 	load := h.load.measure(h.shared, now)
 	load.FreeAcceptsPerSecond /= float64(len(h.links))
+	load.BusNodes = uint32(len(h.links))
 	for _, c := range h.links {
 		m := proto.CloneOf(load)
 		m.TicketConnections = h.gate.tickets.Spent(c.ticketKey)

@@ -357,6 +357,7 @@ type Load struct {
 	Custom               float64                `protobuf:"fixed64,9,opt,name=custom,proto3" json:"custom,omitempty"` // a metric of the operator's choice
 	Subscriptions        uint64                 `protobuf:"varint,10,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
 	TicketConnections    uint64                 `protobuf:"varint,11,opt,name=ticket_connections,json=ticketConnections,proto3" json:"ticket_connections,omitempty"` // tickets of this bus node that were used
+	BusNodes             uint32                 `protobuf:"varint,12,opt,name=bus_nodes,json=busNodes,proto3" json:"bus_nodes,omitempty"`                            // how many bus nodes share the free accepts
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -464,6 +465,13 @@ func (x *Load) GetSubscriptions() uint64 {
 func (x *Load) GetTicketConnections() uint64 {
 	if x != nil {
 		return x.TicketConnections
+	}
+	return 0
+}
+
+func (x *Load) GetBusNodes() uint32 {
+	if x != nil {
+		return x.BusNodes
 	}
 	return 0
 }
@@ -1773,10 +1781,12 @@ func (x *Drain) GetReason() string {
 
 // Move asks the notifier to send some of its clients elsewhere, at a pace.
 type Move struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Connections   uint64                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
-	PerSecond     float64                `protobuf:"fixed64,2,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
-	Targets       []*MoveTarget          `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Connections uint64                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
+	PerSecond   float64                `protobuf:"fixed64,2,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	Targets     []*MoveTarget          `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty"`
+	// With nodes, only those are sent away whose account belongs to another one of these by rendezvous hashing.
+	Nodes         []*MoveNode `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1832,6 +1842,65 @@ func (x *Move) GetTargets() []*MoveTarget {
 	return nil
 }
 
+func (x *Move) GetNodes() []*MoveNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type MoveNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Weight        float64                `protobuf:"fixed64,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveNode) Reset() {
+	*x = MoveNode{}
+	mi := &file_schema_link_link_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveNode) ProtoMessage() {}
+
+func (x *MoveNode) ProtoReflect() protoreflect.Message {
+	mi := &file_schema_link_link_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveNode.ProtoReflect.Descriptor instead.
+func (*MoveNode) Descriptor() ([]byte, []int) {
+	return file_schema_link_link_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *MoveNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveNode) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 type MoveTarget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
@@ -1842,7 +1911,7 @@ type MoveTarget struct {
 
 func (x *MoveTarget) Reset() {
 	*x = MoveTarget{}
-	mi := &file_schema_link_link_proto_msgTypes[23]
+	mi := &file_schema_link_link_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1923,7 @@ func (x *MoveTarget) String() string {
 func (*MoveTarget) ProtoMessage() {}
 
 func (x *MoveTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_schema_link_link_proto_msgTypes[23]
+	mi := &file_schema_link_link_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +1936,7 @@ func (x *MoveTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveTarget.ProtoReflect.Descriptor instead.
 func (*MoveTarget) Descriptor() ([]byte, []int) {
-	return file_schema_link_link_proto_rawDescGZIP(), []int{23}
+	return file_schema_link_link_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MoveTarget) GetUrl() string {
@@ -1905,7 +1974,7 @@ const file_schema_link_link_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x12\n" +
 	"\x04zone\x18\x05 \x01(\tR\x04zone\x12\x1a\n" +
 	"\bcapacity\x18\x06 \x01(\x04R\bcapacity\x12\x16\n" +
-	"\x06weight\x18\a \x01(\x01R\x06weight\"\xa7\x03\n" +
+	"\x06weight\x18\a \x01(\x01R\x06weight\"\xc4\x03\n" +
 	"\x04Load\x12 \n" +
 	"\vconnections\x18\x01 \x01(\x04R\vconnections\x12,\n" +
 	"\x12accepts_per_second\x18\x02 \x01(\x01R\x10acceptsPerSecond\x12\x1b\n" +
@@ -1918,7 +1987,8 @@ const file_schema_link_link_proto_rawDesc = "" +
 	"\x06custom\x18\t \x01(\x01R\x06custom\x12$\n" +
 	"\rsubscriptions\x18\n" +
 	" \x01(\x04R\rsubscriptions\x12-\n" +
-	"\x12ticket_connections\x18\v \x01(\x04R\x11ticketConnections\"6\n" +
+	"\x12ticket_connections\x18\v \x01(\x04R\x11ticketConnections\x12\x1b\n" +
+	"\tbus_nodes\x18\f \x01(\rR\bbusNodes\"6\n" +
 	"\x06Offset\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\"\xaf\x01\n" +
@@ -2033,12 +2103,16 @@ const file_schema_link_link_proto_rawDesc = "" +
 	"partitions\"8\n" +
 	"\x05Drain\x12\x17\n" +
 	"\aover_ms\x18\x01 \x01(\x04R\x06overMs\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x7f\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb1\x01\n" +
 	"\x04Move\x12 \n" +
 	"\vconnections\x18\x01 \x01(\x04R\vconnections\x12\x1d\n" +
 	"\n" +
 	"per_second\x18\x02 \x01(\x01R\tperSecond\x126\n" +
-	"\atargets\x18\x03 \x03(\v2\x1c.mailbell.link.v1.MoveTargetR\atargets\"@\n" +
+	"\atargets\x18\x03 \x03(\v2\x1c.mailbell.link.v1.MoveTargetR\atargets\x120\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x1a.mailbell.link.v1.MoveNodeR\x05nodes\"6\n" +
+	"\bMoveNode\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\x01R\x06weight\"@\n" +
 	"\n" +
 	"MoveTarget\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12 \n" +
@@ -2066,7 +2140,7 @@ func file_schema_link_link_proto_rawDescGZIP() []byte {
 }
 
 var file_schema_link_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_schema_link_link_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_schema_link_link_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_schema_link_link_proto_goTypes = []any{
 	(CatchUp)(0),             // 0: mailbell.link.v1.CatchUp
 	(*FromNotifier)(nil),     // 1: mailbell.link.v1.FromNotifier
@@ -2092,7 +2166,8 @@ var file_schema_link_link_proto_goTypes = []any{
 	(*Positions)(nil),        // 21: mailbell.link.v1.Positions
 	(*Drain)(nil),            // 22: mailbell.link.v1.Drain
 	(*Move)(nil),             // 23: mailbell.link.v1.Move
-	(*MoveTarget)(nil),       // 24: mailbell.link.v1.MoveTarget
+	(*MoveNode)(nil),         // 24: mailbell.link.v1.MoveNode
+	(*MoveTarget)(nil),       // 25: mailbell.link.v1.MoveTarget
 }
 var file_schema_link_link_proto_depIdxs = []int32{
 	2,  // 0: mailbell.link.v1.FromNotifier.hello:type_name -> mailbell.link.v1.Hello
@@ -2125,14 +2200,15 @@ var file_schema_link_link_proto_depIdxs = []int32{
 	0,  // 27: mailbell.link.v1.Resumed.catch_up:type_name -> mailbell.link.v1.CatchUp
 	18, // 28: mailbell.link.v1.Resumed.records:type_name -> mailbell.link.v1.Record
 	15, // 29: mailbell.link.v1.Positions.partitions:type_name -> mailbell.link.v1.OwnedPartition
-	24, // 30: mailbell.link.v1.Move.targets:type_name -> mailbell.link.v1.MoveTarget
-	1,  // 31: mailbell.link.v1.Link.Connect:input_type -> mailbell.link.v1.FromNotifier
-	11, // 32: mailbell.link.v1.Link.Connect:output_type -> mailbell.link.v1.FromBus
-	32, // [32:33] is the sub-list for method output_type
-	31, // [31:32] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	25, // 30: mailbell.link.v1.Move.targets:type_name -> mailbell.link.v1.MoveTarget
+	24, // 31: mailbell.link.v1.Move.nodes:type_name -> mailbell.link.v1.MoveNode
+	1,  // 32: mailbell.link.v1.Link.Connect:input_type -> mailbell.link.v1.FromNotifier
+	11, // 33: mailbell.link.v1.Link.Connect:output_type -> mailbell.link.v1.FromBus
+	33, // [33:34] is the sub-list for method output_type
+	32, // [32:33] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_schema_link_link_proto_init() }
@@ -2164,7 +2240,7 @@ func file_schema_link_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_schema_link_link_proto_rawDesc), len(file_schema_link_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

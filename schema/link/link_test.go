@@ -28,7 +28,7 @@ func TestGoldenBytes(t *testing.T) {
 		message proto.Message
 	}{
 		{"hello", up(&FromNotifier_Hello{&Hello{Node: "n1", Instance: "i", PublicUrl: "ws://n1/v1/ws", Version: "v1", Zone: "z", Capacity: 9, Weight: 1}})},
-		{"load", up(&FromNotifier_Load{&Load{Connections: 1, AcceptsPerSecond: 2, CpuCores: 3, MemoryBytes: 4, EventsPerSecond: 5, BacklogBytes: 6, FreeAcceptsPerSecond: 7, Draining: true, Custom: 9, Subscriptions: 10, TicketConnections: 11}})},
+		{"load", up(&FromNotifier_Load{&Load{Connections: 1, AcceptsPerSecond: 2, CpuCores: 3, MemoryBytes: 4, EventsPerSecond: 5, BacklogBytes: 6, FreeAcceptsPerSecond: 7, Draining: true, Custom: 9, Subscriptions: 10, TicketConnections: 11, BusNodes: 12}})},
 		{"subscribe", up(&FromNotifier_Subscribe{&Subscribe{Request: 1, Partition: 12, Generation: 7, Accounts: []string{"a", "b"}, After: at}})},
 		{"unsubscribe", up(&FromNotifier_Unsubscribe{&Unsubscribe{Partition: 12, Accounts: []string{"a"}}})},
 		{"resume", up(&FromNotifier_Resume{&Resume{Items: []*ResumeItem{{Request: 2, Partition: 12, Generation: 7, Account: "a", Mailboxes: []string{"INBOX"}, Since: at}}}})},
@@ -39,7 +39,7 @@ func TestGoldenBytes(t *testing.T) {
 		{"resumed", down(&FromBus_Resumed{&Resumed{Request: 2, Partition: 12, Generation: 7, Head: at, CatchUp: CatchUp_CATCH_UP_REPLAY, Records: []*Record{record}}})},
 		{"positions", down(&FromBus_Positions{&Positions{Partitions: []*OwnedPartition{owned}}})},
 		{"drain", down(&FromBus_Drain{&Drain{OverMs: 30000, Reason: "drain"}})},
-		{"move", down(&FromBus_Move{&Move{Connections: 5, PerSecond: 2, Targets: []*MoveTarget{{Url: "ws://n2/v1/ws", Connections: 5}}}})},
+		{"move", down(&FromBus_Move{&Move{Connections: 5, PerSecond: 2, Targets: []*MoveTarget{{Url: "ws://n2/v1/ws", Connections: 5}}, Nodes: []*MoveNode{{Name: "n2", Weight: 2}}}})},
 	} {
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m.message)
 		if err != nil {
