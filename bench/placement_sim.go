@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mailbell/mailbell/bus/placement"
+	"github.com/mailbell/mailbell/internal/rendezvous"
 )
 
 // The simulated world. A step is a tenth of a second; loads are reported every tenth step.
@@ -71,6 +72,7 @@ type simulation struct {
 	outgoing []movePlan
 	busy     int // second until which moves are under way
 	changed  int // second
+	settled  int // the change after which all was ordered that is ordered once
 	moved    int
 	names    int
 }
@@ -81,6 +83,7 @@ type movePlan struct {
 	left   int
 	perSec float64
 	budget float64
+	conns  []uint32 // those that belong elsewhere; nil: any
 }
 
 func newSimulation(name string, cfg PlacementConfig) (*simulation, error) {
@@ -106,7 +109,7 @@ func newSimulation(name string, cfg PlacementConfig) (*simulation, error) {
 func (s *simulation) begin() {
 	n := &simNode{speed: 1, begun: s.second()}
 	n.Name = fmt.Sprintf("n%04d", s.names)
-	n.Key = placement.KeyOf(n.Name)
+	n.Key = rendezvous.Key(n.Name)
 	n.Weight = float64(int(1) << (s.names % 3))
 	if s.names%10 == 9 {
 		n.speed = 0.5
@@ -382,6 +385,13 @@ func (s *simulation) plan() {
 	if now < s.busy || now-s.changed < simSettle || now < simFill+simSettle {
 		return
 	}
+	evenness := placement.EvennessOf(s.name)
+	if evenness.Once || evenness.ByAccount {
+		if s.settled == s.changed+1 {
+			return
+		}
+		s.settled = s.changed + 1
+	}
 	var nodes []placement.Node
 	var index []int32
 	for i, n := range s.nodes {
@@ -390,7 +400,11 @@ func (s *simulation) plan() {
 			index = append(index, int32(i))
 		}
 	}
-	leaves := placement.Rebalance(nodes, placement.EvennessOf(s.name))
+	if evenness.ByAccount {
+		s.sort(nodes, index)
+		return
+	}
+	leaves := placement.Rebalance(nodes, evenness)
 	total := 0
 	for _, l := range leaves {
 		total += l.Connections
@@ -406,6 +420,27 @@ func (s *simulation) plan() {
 	s.busy = now + int(float64(total)/rate) + simSettle
 }
 
+// sort has every node send those away whose account belongs elsewhere.
+func (s *simulation) sort(nodes []placement.Node, index []int32) {
+	s.outgoing = s.outgoing[:0]
+	for here, i := range index {
+		o := movePlan{node: i, perSec: simMoves * float64(len(s.nodes[i].conns))}
+		for _, conn := range s.nodes[i].conns {
+			var best rendezvous.Best
+			key := rendezvous.Key(s.client(conn).Account)
+			for k := range nodes {
+				best.Offer(k, key, nodes[k].Key, nodes[k].Weight)
+			}
+			if best.Index() != here {
+				o.conns = append(o.conns, conn)
+			}
+		}
+		if o.left = len(o.conns); o.left > 0 {
+			s.outgoing = append(s.outgoing, o)
+		}
+	}
+}
+
 // send carries the moves out. Nobody is moved who came within the last minute.
 func (s *simulation) send() {
 	for i := range s.outgoing {
@@ -418,7 +453,10 @@ func (s *simulation) send() {
 					break
 				}
 				conn := n.conns[s.random.IntN(len(n.conns))]
-				if s.second()-int(s.conns[conn].since) < simMoveAge {
+				if o.conns != nil {
+					conn = o.conns[o.left]
+				}
+				if s.conns[conn].node != o.node || s.second()-int(s.conns[conn].since) < simMoveAge {
 					continue
 				}
 				s.disconnect(conn)

@@ -16,14 +16,21 @@ func (n *Node) evenLoop(ctx context.Context) {
 	}
 	t := time.NewTicker(tickEvery)
 	defer t.Stop()
-	var busyUntil time.Time // with what was ordered last
+	var busyUntil, settled time.Time // with what was ordered last; the change after which all was ordered that is ordered once
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-t.C:
-			if !n.leads() || now.Before(busyUntil) || now.Sub(n.fleet.quietSince()) < n.cfg.MoveAfter {
+			changed := n.fleet.quietSince()
+			if !n.leads() || now.Before(busyUntil) || now.Sub(changed) < n.cfg.MoveAfter {
 				continue
+			}
+			if n.cfg.Evenness.Once || n.cfg.Evenness.ByAccount {
+				if changed.Equal(settled) {
+					continue
+				}
+				settled = changed
 			}
 			if took := n.even(now); took > 0 {
 				busyUntil = now.Add(took + n.cfg.MoveAfter)
@@ -49,6 +56,9 @@ func (n *Node) even(now time.Time) time.Duration {
 			nodes = append(nodes, placement.Node{Name: s.Node, Weight: s.Weight, Connections: int(s.Load.Connections)})
 		}
 	}
+	if n.cfg.Evenness.ByAccount {
+		return n.sort(now, nodes)
+	}
 	leaves := placement.Rebalance(nodes, n.cfg.Evenness)
 	total := 0
 	for _, l := range leaves {
@@ -57,8 +67,7 @@ func (n *Node) even(now time.Time) time.Duration {
 	if total == 0 {
 		return 0
 	}
-	// Half of what the fleet has free, so that others find room too.
-	rate := max(1, min(n.cfg.MovesPerSecond, n.fleet.freeAccepts(now)/2))
+	rate := n.moveRate(now)
 	for _, l := range leaves {
 		pace := max(1, rate*float64(l.Connections)/float64(total))
 		order := &link.Move{Connections: uint64(l.Connections), PerSecond: pace}
@@ -70,4 +79,35 @@ func (n *Node) even(now time.Time) time.Duration {
 	took := time.Duration(float64(total) / rate * float64(time.Second))
 	n.log.Info("connections move, so that the notifiers are even", "connections", total, "from", len(leaves), "perSecond", rate, "takes", took)
 	return took
+}
+
+// moveRate is half of what the fleet has free, so that others find room too.
+func (n *Node) moveRate(now time.Time) float64 {
+	return max(1, min(n.cfg.MovesPerSecond, n.fleet.freeAccepts(now)/2))
+}
+
+// sort has every notifier send those away whose account belongs to another one by rendezvous hashing. How many they are
+// only the notifiers know.
+func (n *Node) sort(now time.Time, nodes []placement.Node) time.Duration {
+	total := 0
+	var all []*link.MoveNode
+	for i := range nodes {
+		total += nodes[i].Connections
+		all = append(all, &link.MoveNode{Name: nodes[i].Name, Weight: nodes[i].Weight})
+	}
+	if len(nodes) < 2 || total == 0 {
+		return 0
+	}
+	rate := n.moveRate(now)
+	for i := range nodes {
+		if nodes[i].Connections == 0 {
+			continue
+		}
+		order := &link.Move{Connections: uint64(nodes[i].Connections), PerSecond: max(1, rate*float64(nodes[i].Connections)/float64(total)), Nodes: all}
+		if _, err := n.Tell(nodes[i].Name, &link.FromBus{Body: &link.FromBus_Move{Move: order}}); err != nil {
+			n.log.Error("move", "err", err)
+		}
+	}
+	n.log.Info("connections move to where their accounts belong", "notifiers", len(nodes), "perSecond", rate)
+	return tickEvery
 }

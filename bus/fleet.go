@@ -14,6 +14,7 @@ import (
 
 	"github.com/mailbell/mailbell/bus/placement"
 	"github.com/mailbell/mailbell/bus/routing"
+	"github.com/mailbell/mailbell/internal/rendezvous"
 	"github.com/mailbell/mailbell/schema/link"
 )
 
@@ -117,7 +118,7 @@ func (f *Fleet) join(n Notifier) (twin bool) {
 	for _, m := range f.members {
 		twin = twin || m.Node == n.Node
 	}
-	f.members[n.Link] = &member{Notifier: n, key: placement.KeyOf(n.Node)}
+	f.members[n.Link] = &member{Notifier: n, key: rendezvous.Key(n.Node)}
 	f.reorder(n.Since)
 	return twin
 }

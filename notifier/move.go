@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mailbell/mailbell/internal/rendezvous"
 	"github.com/mailbell/mailbell/schema"
 	"github.com/mailbell/mailbell/schema/link"
 )
@@ -15,6 +16,7 @@ import (
 type movable struct {
 	h    handle
 	born uint32
+	key  uint64 // of its account, for hashing
 }
 
 // movable appends the connections that are older than age and have not been asked to leave. Whoever was moved here has
@@ -28,7 +30,7 @@ func (sh *shard) movable(dst []movable, age time.Duration) []movable {
 	}
 	for i := uint32(1); i < sh.slots.all.next; i++ {
 		if c := sh.slots.all.at(i); c.state == slotOpen && c.flags&flagLeaving == 0 && now-c.born >= old {
-			dst = append(dst, movable{sh.handleOf(i, c), c.born})
+			dst = append(dst, movable{sh.handleOf(i, c), c.born, rendezvous.Key(sh.accounts.name(c.subject))})
 		}
 	}
 	return dst
@@ -53,6 +55,7 @@ func (s *Server) move(ctx context.Context, m *link.Move) {
 	for _, sh := range s.shards {
 		all = sh.movable(all, s.cfg.MoveAge)
 	}
+	all = s.misplaced(all, m.Nodes)
 	slices.SortFunc(all, func(a, b movable) int { return cmp.Compare(b.born, a.born) })
 	left, budget := int(min(m.Connections, math.MaxInt32)), 0.0
 	targets := m.Targets
@@ -85,6 +88,27 @@ func (s *Server) move(ctx context.Context, m *link.Move) {
 			}
 		}
 	}
+}
+
+// misplaced keeps those whose account belongs to another one of the nodes; all if there are none.
+func (s *Server) misplaced(all []movable, nodes []*link.MoveNode) []movable {
+	if len(nodes) == 0 {
+		return all
+	}
+	us, keys := -1, make([]uint64, len(nodes))
+	for i, n := range nodes {
+		keys[i] = rendezvous.Key(n.Name)
+		if n.Name == s.cfg.NodeID {
+			us = i
+		}
+	}
+	return slices.DeleteFunc(all, func(c movable) bool {
+		var best rendezvous.Best
+		for i, n := range nodes {
+			best.Offer(i, c.key, keys[i], n.Weight)
+		}
+		return us < 0 || best.Index() == us
+	})
 }
 
 // retireAt is the tick at which an open connection has reached its maximum age, 0 if there is none: up to a fifth earlier, by

@@ -1,9 +1,11 @@
 package notifier
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/mailbell/mailbell/internal/rendezvous"
 	"github.com/mailbell/mailbell/schema"
 	"github.com/mailbell/mailbell/schema/link"
 )
@@ -23,6 +25,45 @@ func TestMovesTheYoungestThatIsOldEnough(t *testing.T) {
 	}
 	young.silent()
 	first.silent()
+}
+
+// TestMovesOnlyWhoBelongsElsewhere: of 1,000 on one notifier about 500 move to a second, the ones that hashing places
+// there; a second order finds nobody.
+func TestMovesOnlyWhoBelongsElsewhere(t *testing.T) {
+	const all = 1000
+	r := start(t, func(cfg *Config) { cfg.MoveAge = -1 })
+	clients := make(map[schema.Account]*client, all)
+	for i := range all {
+		account := schema.Account(fmt.Sprintf("u%d@example.com", i))
+		clients[account] = r.dial(account)
+	}
+	here, there := rendezvous.Key(r.cfg.NodeID), rendezvous.Key("second")
+	order := &link.Move{Connections: all, PerSecond: 1e5, Nodes: []*link.MoveNode{{Name: r.cfg.NodeID, Weight: 1}, {Name: "second", Weight: 1}}}
+	r.bus.tellAll(&link.FromBus{Body: &link.FromBus_Move{Move: order}})
+	moved := 0
+	for account, c := range clients {
+		var best rendezvous.Best
+		best.Offer(0, rendezvous.Key(string(account)), here, 1)
+		best.Offer(1, rendezvous.Key(string(account)), there, 1)
+		if best.Index() == 1 {
+			c.expect(schema.FrameReconnect)
+			moved++
+		}
+	}
+	var left []movable
+	for _, sh := range r.shards {
+		left = sh.movable(left, 0)
+	}
+	if moved < 450 || moved > 550 || len(left) != all-moved {
+		t.Errorf("%d of %d moved, %d were left alone", moved, all, len(left))
+	}
+	if again := r.misplaced(left, order.Nodes); len(again) != 0 {
+		t.Errorf("%d more would move", len(again))
+	}
+	order.Nodes[0].Name = "somebody else"
+	if lost := r.misplaced(left, order.Nodes); len(lost) != 0 {
+		t.Errorf("%d would move from a node that has no share", len(lost))
+	}
 }
 
 func TestMaximumAge(t *testing.T) {

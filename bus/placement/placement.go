@@ -20,7 +20,7 @@ import (
 // Node is a notifier as a policy sees it.
 type Node struct {
 	Name        string
-	Key         uint64        // KeyOf(Name); worth keeping, since hashing uses it for every client
+	Key         uint64        // rendezvous.Key(Name); worth keeping, since hashing uses it for every client
 	Weight      float64       // positive: the share of the clients that it should have, beside others
 	Connections int           // as it last reported
 	Pending     int           // handed out since, and not yet connected

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/mailbell/mailbell/internal/rendezvous"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,7 +28,7 @@ func fleet(weights ...float64) []Node {
 	var nodes []Node
 	for i, w := range weights {
 		name := fmt.Sprintf("n%03d", i)
-		nodes = append(nodes, Node{Name: name, Key: KeyOf(name), Weight: w, Response: time.Millisecond, Cores: 0.1, Custom: 1})
+		nodes = append(nodes, Node{Name: name, Key: rendezvous.Key(name), Weight: w, Response: time.Millisecond, Cores: 0.1, Custom: 1})
 	}
 	return nodes
 }

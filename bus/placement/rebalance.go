@@ -8,6 +8,10 @@ type Evenness struct {
 	Start float64
 	// Slack is how much fuller than the mean a node may stay; 0 means 0.01.
 	Slack float64
+	// Once is for policies whose next placements would undo moves: they are ordered once after each change of the fleet.
+	Once bool
+	// ByAccount moves, once after each change of the fleet, those whose account belongs elsewhere by rendezvous hashing.
+	ByAccount bool
 }
 
 // Leave is how many connections a node should send away.
@@ -66,12 +70,16 @@ func Imbalance(nodes []Node) float64 {
 	return highest * weight / float64(connections)
 }
 
-// EvennessOf is how even a policy's fleet is kept. Those that put a user where its name says are left alone for
-// longer: who is moved asks again and is sent back, unless its node is over the bound.
+// EvennessOf is how even a policy's fleet is kept. Who is moved asks again: a policy that would send most of them straight
+// back must not move by numbers.
 func EvennessOf(policy string) Evenness {
 	switch policy {
-	case HashAccount, HashAddress, ConsistentHash:
-		return Evenness{Start: 0.25, Slack: 0.1}
+	case HashAccount, ConsistentHash:
+		return Evenness{ByAccount: true}
+	case HashAddress: // nor by address: that of a client behind a network's gate may change at any time
+		return Evenness{Start: math.Inf(1)}
+	case RoundRobin, WeightedRoundRobin, LeastLoad, LeastResponseTime:
+		return Evenness{Once: true}
 	}
 	return Evenness{}
 }
