@@ -15,10 +15,18 @@ func TestNewcomerGetsItsShare(t *testing.T) {
 	for _, policy := range []string{placement.Room, placement.RoundRobin, placement.HashAccount} {
 		t.Run(policy, func(t *testing.T) {
 			t.Parallel()
-			n, _ := startNode(t, Config{NodeID: "b1", Log: newFakeLog(1), MoveAfter: time.Millisecond, MovesPerSecond: 1e4, Evenness: placement.EvennessOf(policy)})
+			log := newFakeLog(1)
+			n, _ := startNode(t, Config{NodeID: "b1", Log: log, MoveAfter: time.Millisecond, MovesPerSecond: 1e4, Evenness: placement.EvennessOf(policy)})
 			full := dial(t, n, "full")
+			log.assign(t, map[string][]int32{"b1": {0}})
 			full.ownership(0)
 			full.send(&link.Load{Connections: 1000, FreeAcceptsPerSecond: 1e6})
+			for deadline := time.Now().Add(10 * time.Second); n.fleet.Snapshot(time.Now())[0].Load.Connections == 0; {
+				if time.Now().After(deadline) {
+					t.Fatal("its load does not come")
+				}
+				time.Sleep(time.Millisecond) // between two looks
+			}
 			empty := dial(t, n, "empty")
 			empty.send(&link.Load{FreeAcceptsPerSecond: 1e6})
 			m := full.until("move", func(m *link.FromBus) bool { return m.GetMove() != nil }).GetMove()
