@@ -94,6 +94,7 @@ type Fleet struct {
 	nodes   []placement.Node
 	picked  []*member     // of nodes
 	changed time.Time     // when somebody joined, left, or began or ended a drain
+	turned  pending       // clients who were told to ask again, since all turns are taken
 	news    chan struct{} // closed and replaced when an address was tried for the first time
 }
 
@@ -105,6 +106,7 @@ type member struct {
 	probes  uint64 // tickets that we used ourselves and that its load has not shown yet
 	tried   bool
 	failed  int // probes in a row
+	excused int // probes in a row that were slow while it was busy
 }
 
 func newFleet(p placement.Policy, probed bool) *Fleet {
@@ -190,12 +192,13 @@ func (f *Fleet) tried(id routing.LinkID, took time.Duration, ticket bool, err er
 	}
 	switch {
 	case err == nil:
-		m.failed = 0
+		m.failed, m.excused = 0, 0
 		m.Reach = Reach{OK: true, Response: took}
 		if ticket {
 			m.probes++
 		}
-	case errors.Is(err, errProbeSlow) && m.Load.AcceptsPerSecond >= busyAccepts:
+	case errors.Is(err, errProbeSlow) && m.Load.AcceptsPerSecond >= busyAccepts && m.excused < probeExcuses:
+		m.excused++
 		// It takes others at this moment: it is busy, not dead.
 	default:
 		m.failed++
@@ -309,12 +312,12 @@ func (f *Fleet) pick(c placement.Client, now time.Time) (n Notifier, wait time.D
 		f.nodes = append(f.nodes, m.placed())
 	}
 	if len(f.nodes) == 0 {
-		wait = retryAfter
-		if crowded { // who comes back is to find a place, and not all at once
-			wait = longestWait/2 + rand.N(longestWait/2)
+		if crowded {
+			return Notifier{}, f.turnAway(now), false
 		}
-		return Notifier{}, wait, false
+		return Notifier{}, retryAfter + rand.N(retryAfter), false // not all at once
 	}
+	f.turned.came(1)
 	i := f.policy.Place(c, f.nodes)
 	if i < 0 || i >= len(f.nodes) {
 		return Notifier{}, retryAfter, false
@@ -322,6 +325,22 @@ func (f *Fleet) pick(c placement.Client, now time.Time) (n Notifier, wait time.D
 	m := f.picked[i]
 	m.pending.add(now)
 	return m.Notifier, m.pace.take(now), true
+}
+
+// turnAway says when one for whom there is no turn is to ask again: when those that were turned away before have got one, at
+// the rate at which turns become free.
+func (f *Fleet) turnAway(now time.Time) time.Duration {
+	f.turned.expire(now)
+	f.turned.add(now)
+	rate := 0.0
+	for i, m := range f.order {
+		if f.state(i, now) == Serving {
+			rate += m.pace.rate
+		}
+	}
+	wait := float64(f.turned.total) / max(rate, 1)
+	wait *= 0.75 + rand.Float64()/2
+	return max(retryAfter/2, min(longestRetry, time.Duration(wait*float64(time.Second))))
 }
 
 // placed is the member as a policy sees it.

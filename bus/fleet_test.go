@@ -85,11 +85,11 @@ func TestWhoIsGivenClients(t *testing.T) {
 		}
 	}
 	probed.load(1, Load{AcceptsPerSecond: 500}, now)
-	for range 5 {
+	for i, want := range []NotifierState{Serving, Serving, Serving, Unreachable} {
 		probed.tried(1, 0, false, errProbeSlow)
-	}
-	if s := probed.Snapshot(now)[0].State; s != Serving {
-		t.Errorf("busy with others: %s, want serving", s)
+		if s := probed.Snapshot(now)[0].State; s != want {
+			t.Errorf("busy with others, slow for the %d. time: %s, want %s", i+1, s, want)
+		}
 	}
 	f := newFleet(nowhere{}, false)
 	f.join(Notifier{Link: 1, Node: "a", Weight: 1, Since: now})
@@ -125,12 +125,15 @@ func TestTurns(t *testing.T) {
 		f.load(id, Load{FreeAcceptsPerSecond: 100}, now)
 	}
 	var last time.Duration
-	taken := 0
+	taken, away := 0, 0
 	for range 5000 {
 		_, wait, ok := f.pick(placement.Client{}, now)
 		if !ok {
-			if wait < longestWait/2 || wait > longestWait {
-				t.Fatalf("come back after %v", wait)
+			away++
+			// The k-th who is turned away finds a turn after k/200 s.
+			due := time.Duration(away) * time.Second / 200
+			if wait < max(time.Second, due*3/4) || wait > max(time.Second, due*5/4) {
+				t.Fatalf("the %d. who is turned away is to come back after %v", away, wait)
 			}
 			continue
 		}

@@ -45,6 +45,8 @@ func (p *pending) expire(now time.Time) {
 const (
 	// longestWait is how far ahead a client is given its turn; it must still be able to use its ticket then.
 	longestWait = 20 * time.Second
+	// longestRetry is what a client is told to wait at most before it asks again.
+	longestRetry = time.Minute
 	// paceBurst is how much of a second's accepts may come at once.
 	paceBurst = 250 * time.Millisecond
 )

@@ -7,8 +7,10 @@ import (
 	"crypto/sha1"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -26,6 +28,8 @@ const (
 	probeAgain    = 100 * time.Millisecond // after a first failure
 	// busyAccepts is at how many accepts a second a notifier that answers slowly counts as busy.
 	busyAccepts = 50
+	// probeExcuses is how often in a row it is excused for that.
+	probeExcuses = 2
 	// probeAccount is whom a probe's ticket names. Nothing is subscribed.
 	probeAccount = schema.Account("mailbell-probe")
 )
@@ -112,7 +116,25 @@ func dialURL(ctx context.Context, u *url.URL, config *tls.Config) (net.Conn, err
 	return new(net.Dialer).DialContext(ctx, "tcp", addr)
 }
 
-// shakeHands sends the request of RFC 6455, section 4.1, and reads the answer. 101 and 503 are returned, all else is an error.
+// saysBusy reports whether a 503 is the notifier's own, which is full, drained or busy, and not that of a proxy which does not
+// reach it.
+func saysBusy(body io.Reader) bool {
+	var answer struct {
+		Error struct {
+			Code string `json:"code"`
+		} `json:"error"`
+	}
+	if json.NewDecoder(io.LimitReader(body, 4096)).Decode(&answer) != nil {
+		return false
+	}
+	switch answer.Error.Code {
+	case "full", "draining", "busy":
+		return true
+	}
+	return false
+}
+
+// shakeHands sends the request of RFC 6455, section 4.1, and reads the answer. 101 and a 503 of the notifier itself are returned, all else is an error.
 func shakeHands(conn net.Conn, u *url.URL) (status int, err error) {
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:])
@@ -129,7 +151,7 @@ func shakeHands(conn net.Conn, u *url.URL) (status int, err error) {
 	defer resp.Body.Close()
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	switch {
-	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
+	case resp.StatusCode == http.StatusServiceUnavailable && saysBusy(resp.Body):
 		return resp.StatusCode, nil
 	case resp.StatusCode != http.StatusSwitchingProtocols:
 		return 0, fmt.Errorf("the answer is %s", resp.Status)
