@@ -102,11 +102,20 @@ func (r StormResult) Broken() error {
 	switch {
 	case r.Lost > 0 || r.WithoutAdmission.Lost > 0 || r.Misordered > 0:
 		return fmt.Errorf("bench storm: %d events lost, %d of them without admission, %d out of order", r.Lost+r.WithoutAdmission.Lost, r.WithoutAdmission.Lost, r.Misordered)
+	case r.RecoveredMs > stormFactor*r.ExpectedMs+stormGrace:
+		return fmt.Errorf("bench storm: recovered in %d ms, more than %d times the %d ms that the accept rate allows and %d ms", r.RecoveredMs, stormFactor, r.ExpectedMs, stormGrace)
 	case math.Abs(r.Join.OffTheMean) > 0.1:
 		return fmt.Errorf("bench storm: the notifier that joined ended %.0f %% off the mean", 100*r.Join.OffTheMean)
 	}
 	return nil
 }
+
+// Recovery may take so many times what the accept rate allows: a turn is given by a rate that is a second old, and clients dither
+// their return. The grace, in milliseconds, is for noticing a death and for asking the gateway.
+const (
+	stormFactor = 2
+	stormGrace  = 2000
+)
 
 // RunStorm runs the bench. Everything that it started has ended when it returns.
 func RunStorm(ctx context.Context, cfg StormConfig) (r StormResult, err error) {

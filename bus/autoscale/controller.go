@@ -28,14 +28,9 @@ type Controller struct {
 
 type retirement struct {
 	told  time.Time
-	end   time.Time
+	end   time.Time // zero: somebody else's drain, which is over when the node is empty, since it closes who is left
 	ended bool      // In was decided
 	retry time.Time // not before, since it failed
-
-	// Of a drain that another instance began and whose time is therefore not known: it is over when nobody has left
-	// for as long as a drain lasts.
-	inherited bool
-	least     int // connections so far
 }
 
 // NewController makes one that has seen nothing yet.
@@ -101,12 +96,9 @@ func (c *Controller) look(now time.Time, nodes []Node, leads bool) census {
 		if others && !known && n.Since.After(c.lastOut) {
 			c.lastOut = n.Since
 		}
-		if n.Draining && (others || !known) && c.retiring[n.Name] == nil {
+		if n.Draining && c.retiring[n.Name] == nil {
 			c.lastIn = now
-			c.retiring[n.Name] = &retirement{told: now, inherited: true, least: n.Connections, end: now.Add(c.policy.DrainOver)}
-		}
-		if r := c.retiring[n.Name]; r != nil && r.inherited && n.Connections < r.least {
-			r.least, r.end = n.Connections, now.Add(c.policy.DrainOver)
+			c.retiring[n.Name] = &retirement{told: now}
 		}
 		if n.Healthy {
 			seen.healthy++
@@ -210,7 +202,7 @@ func (c *Controller) finish(now time.Time, nodes []Node) (out []Decision) {
 		switch {
 		case n.Connections == 0:
 			reason = "it is drained and empty"
-		case !now.Before(r.end):
+		case !r.end.IsZero() && !now.Before(r.end):
 			reason = fmt.Sprintf("its drain is over, %d connections are left", n.Connections)
 		default:
 			continue

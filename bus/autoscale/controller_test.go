@@ -131,14 +131,11 @@ func TestStandbyKnowsTheFleet(t *testing.T) {
 		leaving.Connections--
 		c.Watch(c.now(), []Node{{Name: "a", Healthy: true}, leaving})
 	}
-	got := c.run(20, func() []Node {
-		if leaving.Connections > 35 {
-			leaving.Connections--
-		}
+	got := c.run(50, func() []Node {
+		leaving.Connections--
 		return []Node{{Name: "a", Healthy: true}, leaving}
 	}, nil)
-	// 35 are left from the 5th second on, and nobody leaves any more.
-	if fmt.Sprint(got) != "[60 start 1 74 end b]" {
+	if fmt.Sprint(got) != "[60 start 1 99 end b]" {
 		t.Errorf("%q", got)
 	}
 }

@@ -165,3 +165,35 @@ func TestBenchRefuses(t *testing.T) {
 		}
 	}
 }
+
+// The storm with few: nothing is lost, whoever joins gets its share.
+func TestBenchStorm(t *testing.T) {
+	r := benchReport(t, "storm", "--connections", "600", "--notifiers", "3", "--accept-rate", "200")
+	wantKeys(t, r, "connections", "recoveredMs", "returned", "expectedMs", "peakAcceptsPerSecond", "peakCores", "gatewayAnswers", "lost", "withoutAdmission", "join", "rollingRestart")
+	wantLatencies(t, r)
+	without, _ := r["withoutAdmission"].(map[string]any)
+	if r["connections"] != 600.0 || r["lost"] != 0.0 || without["lost"] != 0.0 || r["misordered"] != 0.0 {
+		t.Errorf("storm found %v", r)
+	}
+	join, _ := r["join"].(map[string]any)
+	if off, ok := join["offTheMean"].(float64); !ok || off < -0.1 || off > 0.1 {
+		t.Errorf("the one that joined: %v", join)
+	}
+}
+
+func TestBenchPlacement(t *testing.T) {
+	r := benchReport(t, "placement", "--nodes", "20", "--connections", "40000", "--policies", "room,hash-account")
+	wantKeys(t, r, "nodes", "connections", "policies")
+	policies, _ := r["policies"].([]any)
+	if len(policies) != 2 {
+		t.Fatalf("placement found %v", r)
+	}
+	for _, p := range policies {
+		p, _ := p.(map[string]any)
+		wantKeys(t, p, "name", "imbalance", "moved", "secondsToEven")
+		// Two join 20; the larger of the machines have four times the share of the smaller.
+		if moved, _ := p["moved"].(float64); moved <= 0 || moved > 40_000/5 {
+			t.Errorf("%v moved %v", p["name"], moved)
+		}
+	}
+}
