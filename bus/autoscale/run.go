@@ -115,16 +115,22 @@ func (s *Scaler) Run(ctx context.Context) error {
 		s.begin(term)
 		s.look(time.Now())
 		<-term.Done()
-		s.begin(nil)
+		s.end()
 		s.leads.Set(0)
 	})
 }
 
-// begin returns when what an earlier term decided is carried out or given up.
 func (s *Scaler) begin(term context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.term = term
+}
+
+// end returns when what was decided in the term is carried out or given up.
+func (s *Scaler) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.term = nil
 }
 
 func (s *Scaler) watch(ctx context.Context) {
