@@ -12,6 +12,8 @@ const (
 	settle = 3 * time.Second
 	// again is when an end that failed is tried again, and when a node that was told to drain and does not counts as not told.
 	again = time.Minute
+	// restart is how long a node that somebody else drained may be empty: one that is started anew is so for a moment.
+	restart = 10 * time.Second
 )
 
 // Controller decides. It is not safe for use by several goroutines.
@@ -200,7 +202,7 @@ func (c *Controller) finish(now time.Time, nodes []Node) (out []Decision) {
 		}
 		reason := ""
 		switch {
-		case n.Connections == 0:
+		case n.Connections == 0 && (!r.end.IsZero() || now.Sub(r.told) >= restart):
 			reason = "it is drained and empty"
 		case !r.end.IsZero() && !now.Before(r.end):
 			reason = fmt.Sprintf("its drain is over, %d connections are left", n.Connections)
