@@ -72,7 +72,7 @@ type simulation struct {
 	outgoing []movePlan
 	busy     int // second until which moves are under way
 	changed  int // second
-	settled  int // the change after which all was ordered that is ordered once
+	rounds   placement.Rounds
 	moved    int
 	names    int
 }
@@ -386,11 +386,9 @@ func (s *simulation) plan() {
 		return
 	}
 	evenness := placement.EvennessOf(s.name)
-	if evenness.Once || evenness.ByAccount {
-		if s.settled == s.changed+1 {
-			return
-		}
-		s.settled = s.changed + 1
+	at := func(second int) time.Time { return time.Unix(int64(second), 0) }
+	if !s.rounds.Due(evenness, at(s.changed), at(now)) {
+		return
 	}
 	var nodes []placement.Node
 	var index []int32

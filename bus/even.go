@@ -16,7 +16,8 @@ func (n *Node) evenLoop(ctx context.Context) {
 	}
 	t := time.NewTicker(tickEvery)
 	defer t.Stop()
-	var busyUntil, settled time.Time // with what was ordered last; the change after which all was ordered that is ordered once
+	var busyUntil time.Time // with what was ordered last
+	var rounds placement.Rounds
 	for {
 		select {
 		case <-ctx.Done():
@@ -26,11 +27,8 @@ func (n *Node) evenLoop(ctx context.Context) {
 			if !n.leads() || now.Before(busyUntil) || now.Sub(changed) < n.cfg.MoveAfter {
 				continue
 			}
-			if n.cfg.Evenness.Once || n.cfg.Evenness.ByAccount {
-				if changed.Equal(settled) {
-					continue
-				}
-				settled = changed
+			if !rounds.Due(n.cfg.Evenness, changed, now) {
+				continue
 			}
 			if took := n.even(now); took > 0 {
 				busyUntil = now.Add(took + n.cfg.MoveAfter)

@@ -193,3 +193,28 @@ func BenchmarkPlace(b *testing.B) {
 		})
 	}
 }
+
+func TestRoundsOfMoves(t *testing.T) {
+	at := func(second int) time.Time { return time.Unix(int64(second), 0) }
+	for _, c := range []struct {
+		name string
+		e    Evenness
+		want string // seconds in which moves are ordered, with changes at 0 and 300
+	}{
+		{"once", Evenness{Once: true}, "[10 310]"},
+		{"by account", Evenness{ByAccount: true}, "[10 100 310 400]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var r Rounds
+			var got []int
+			for now := 10; now < 600; now++ {
+				if change := now / 300 * 300; now-change >= 10 && r.Due(c.e, at(change), at(now)) {
+					got = append(got, now)
+				}
+			}
+			if fmt.Sprint(got) != c.want {
+				t.Errorf("%v, want %s", got, c.want)
+			}
+		})
+	}
+}

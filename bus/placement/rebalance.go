@@ -1,6 +1,9 @@
 package placement
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 // Evenness says when connections are moved, as parts of the mean. The zero value means the defaults.
 type Evenness struct {
@@ -10,8 +13,34 @@ type Evenness struct {
 	Slack float64
 	// Once is for policies whose next placements would undo moves: they are ordered once after each change of the fleet.
 	Once bool
-	// ByAccount moves, once after each change of the fleet, those whose account belongs elsewhere by rendezvous hashing.
+	// ByAccount moves, after each change of the fleet, those whose account belongs elsewhere by rendezvous hashing, and
+	// once more when those who were too young to be moved then are old enough.
 	ByAccount bool
+}
+
+// orderAgain is when the too young are old enough: a notifier's default --move-age, and what it takes to move the others.
+const orderAgain = 90 * time.Second
+
+// Rounds remembers which change of the fleet moves were ordered for last. Not for concurrent use.
+type Rounds struct {
+	change, ordered time.Time
+	last            bool
+}
+
+// Due reports whether moves are to be ordered at now, for a fleet that changed last at change, and counts them as ordered.
+func (r *Rounds) Due(e Evenness, change, now time.Time) bool {
+	switch {
+	case !e.Once && !e.ByAccount:
+		return true // as often as it takes
+	case !change.Equal(r.change):
+		r.last = e.Once
+	case r.last || now.Sub(r.ordered) < orderAgain:
+		return false
+	default:
+		r.last = true
+	}
+	r.change, r.ordered = change, now
+	return true
 }
 
 // Leave is how many connections a node should send away.
