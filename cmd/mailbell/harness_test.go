@@ -128,13 +128,21 @@ type site struct {
 	server, sockets, link, port string // link and port (of ops) are host:port
 }
 
+// startSite starts one and waits until its gateway has somebody to hand out.
 func startSite(t *testing.T, args ...string) *site {
+	t.Helper()
+	s := launchSite(t, args...)
+	s.logged(t, "a notifier's public address works")
+	return s
+}
+
+// launchSite starts one and waits until it says that it is ready.
+func launchSite(t *testing.T, args ...string) *site {
 	t.Helper()
 	s := &site{data: filepath.Join(t.TempDir(), "data")}
 	s.command = start(t, strings.NewReader(""), append([]string{"run", "--log-format", "json", "--data", s.data,
 		"--http", "127.0.0.1:0", "--sockets", "127.0.0.1:0", "--link", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--partitions", "4"}, args...)...)
 	attrs := s.logged(t, "ready")
-	s.logged(t, "a notifier's public address works") // before that the gateway answers 503
 	s.server = "http://" + attrs["http"].(string)
 	s.sockets = attrs["sockets"].(string)
 	s.link = attrs["link"].(string)

@@ -45,7 +45,10 @@ func relay(t *testing.T) (addr string, lead func(to string), cut func()) {
 			})
 		}
 	})
-	cut = sync.OnceFunc(func() { l.Close() })
+	cut = sync.OnceFunc(func() {
+		l.Close()
+		close(target) // nobody will be led any more
+	})
 	t.Cleanup(wg.Wait)
 	t.Cleanup(cut)
 	return l.Addr().String(), func(to string) { target <- to }, cut
@@ -54,7 +57,7 @@ func relay(t *testing.T) (addr string, lead func(to string), cut func()) {
 // A notifier that lives, but can't be reached by clients, must not be handed out: within 3 seconds.
 func TestUnreachableNotifierGetsNobody(t *testing.T) {
 	addr, lead, cut := relay(t)
-	s := startSite(t, "--public-url", "ws://"+addr+"/v1/ws")
+	s := launchSite(t, "--public-url", "ws://"+addr+"/v1/ws")
 	lead(s.sockets)
 	c := credentials{privateKey: filepath.Join(s.data, "keys", "jwt-private.pem")}
 	token := c.token(t, "alice@example.com")

@@ -127,11 +127,12 @@ const REMEMBERED_IDS = 512;
 
 /** What a gateway function throws to say more than "failed": 401 and 403 stop the client, the rest is tried again. */
 export class GatewayError extends Error {
-  /** @param {string} message @param {{ status?: number, retryAfterMs?: number }} [detail] */
-  constructor(message, { status = 0, retryAfterMs = 0 } = {}) {
+  /** @param {string} message @param {{ status?: number, code?: string, retryAfterMs?: number }} [detail] */
+  constructor(message, { status = 0, code = "", retryAfterMs = 0 } = {}) {
     super(message);
     this.name = "GatewayError";
     this.status = status;
+    this.code = code;
     this.retryAfterMs = retryAfterMs;
   }
 }
@@ -288,22 +289,22 @@ export class Mailbell extends EventTarget {
       headers: bearer ? { authorization: `Bearer ${bearer}`, accept: "application/json" } : { accept: "application/json" },
       credentials, cache: "no-store", signal,
     });
-    /** @type {Ticket & { error?: { message?: string } }} */
+    /** @type {Ticket & { error?: { code?: string, message?: string } }} */
     const body = await response.json().catch(() => ({}));
     if (response.ok) return body;
     const retryAfterMs = Math.max(body.retryAfterMs ?? 0, retryAfter(response.headers.get("retry-after")));
-    throw new GatewayError(`gateway: ${response.status} ${body.error?.message ?? response.statusText}`, { status: response.status, retryAfterMs });
+    throw new GatewayError(`gateway: ${response.status} ${body.error?.message ?? response.statusText}`, { status: response.status, code: body.error?.code, retryAfterMs });
   }
 
   /** @param {unknown} error */
   #fail(error) {
-    const { status = 0, retryAfterMs = 0, message = String(error) } = /** @type {Partial<GatewayError>} */ (error ?? {});
+    const { status = 0, code = "", retryAfterMs = 0, message = String(error) } = /** @type {Partial<GatewayError>} */ (error ?? {});
     const renewable = typeof this.#options.token === "function";
     if (status === 401 && renewable && this.#denials === 0) {
       this.#denials = 1;
       this.#lose(message);
     } else if (status === 401 || status === 403) {
-      this.#stop("forbidden", message);
+      this.#stop(status === 403 && code || "forbidden", message);
     } else {
       this.#gateway += 1;
       this.#lose(message, retryAfterMs);
@@ -353,12 +354,17 @@ export class Mailbell extends EventTarget {
     this.#review();
   }
 
-  /** @param {string} code @param {string} message */
+  /** The bell hears it once, and each subscription too: a page may have given its handlers only there. @param {string} code @param {string} message */
   #stop(code, message) {
     this.#drop();
     this.#cancel("retry");
     this.#become("stopped", message);
-    this.#tell(undefined, "refused", { code, message });
+    this.dispatchEvent(new CustomEvent("refused", { detail: { code, message } }));
+    for (const { sub, handlers, account } of this.#entries.values()) {
+      const detail = { account, code, message };
+      sub.dispatchEvent(new CustomEvent("refused", { detail }));
+      this.#call(() => handlers.refused?.(detail));
+    }
     this.#review();
   }
 
@@ -630,23 +636,28 @@ export class Mailbell extends EventTarget {
     this.dispatchEvent(new CustomEvent("state", { detail: { state, polling: this.polling, retryInMs, why } }));
   }
 
-  /** Handlers and listeners both. @param {Entry | undefined} entry @param {"event"|"subscribed"|"refused"} name @param {any} detail */
+  /** Handlers and listeners both. @param {Entry} entry @param {"event"|"subscribed"|"refused"} name @param {any} detail */
   #tell(entry, name, detail) {
     this.#dispatch(entry, name, detail);
-    const handler = entry?.handlers[name];
-    if (!handler) return;
+    const { handlers } = entry;
+    this.#call(() => {
+      if (name === "event") handlers.event?.(detail.event, detail);
+      else /** @type {((info: any) => void) | undefined} */ (handlers[name])?.(detail);
+    });
+  }
+
+  /** A page's mistake in one handler must not cost it the socket; it shows up as an uncaught error all the same. @param {() => void} handler */
+  #call(handler) {
     try {
-      if (name === "event") entry?.handlers.event?.(detail.event, detail);
-      else /** @type {(info: any) => void} */ (handler)(detail);
+      handler();
     } catch (error) {
-      // A page's mistake in one handler must not cost it the socket; it shows up as an uncaught error all the same.
       queueMicrotask(() => { throw error; });
     }
   }
 
-  /** @param {Entry | undefined} entry @param {string} name @param {object} detail */
+  /** @param {Entry} entry @param {string} name @param {object} detail */
   #dispatch(entry, name, detail) {
-    entry?.sub.dispatchEvent(new CustomEvent(name, { detail }));
+    entry.sub.dispatchEvent(new CustomEvent(name, { detail }));
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 
