@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -110,7 +111,10 @@ func NewHandler(cfg Config) (*Handler, error) {
 	mux.Handle("GET /demo/{$}", page)
 	mux.Handle("GET /demo/{file}", page)
 	mux.Handle("GET /mailbell.js", page)
-	mux.Handle("GET /{$}", http.RedirectHandler("/demo/", http.StatusTemporaryRedirect))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		page := url.URL{Path: "/demo/", RawQuery: r.URL.RawQuery}
+		http.Redirect(w, r, page.String(), http.StatusTemporaryRedirect)
+	})
 	mux.HandleFunc("POST /demo/api/login", h.login)
 	mux.HandleFunc("GET /demo/api/state", h.state)
 	mux.HandleFunc("GET /demo/api/message", h.message)

@@ -71,6 +71,9 @@ func TestPageIsServed(t *testing.T) {
 	if w := f.call("GET", "/", ""); w.Header().Get("Location") != "/demo/" {
 		t.Errorf("the root leads to %q", w.Header().Get("Location"))
 	}
+	if w := f.call("GET", "/?account=a@example.com", ""); w.Header().Get("Location") != "/demo/?account=a@example.com" {
+		t.Errorf("the root with an account leads to %q", w.Header().Get("Location"))
+	}
 	for _, target := range []string{"/demo/nothing.js", "/demo/demo.go", "/package.json", "/demo/page/index.html"} {
 		if w := f.call("GET", target, ""); w.Code != http.StatusNotFound {
 			t.Errorf("%s: %d", target, w.Code)
