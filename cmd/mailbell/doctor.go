@@ -18,7 +18,8 @@ const doctorLong = `Look at a site and say what to change.
 It asks Kafka for the topic's settings (replication, min.insync.replicas,
 retention against the window, cleanup policy, partitions) and each broker for an
 answer; each bus, notifier and adapter at its ops address for readiness, clock and
-open files; and each link address for a connection. It changes nothing.
+open files; and each link address for a connection. What is not named is not looked
+at. It changes nothing.
 
 The exit code is 0 when all is well or could be better, and 1 when something breaks
 a promise.`
@@ -36,16 +37,19 @@ func newDoctorCommand(t terminal) *cobra.Command {
 		Short: "Look at a site, say what to change",
 		Long:  doctorLong,
 		Example: `  mailbell doctor --brokers kafka1:9092,kafka2:9092
-  mailbell doctor --brokers kafka1:9092 --bus bus1:7481,bus2:7481 --nodes bus1:7489,n1:7489 --json`,
+  mailbell doctor --brokers kafka1:9092 --bus bus1:7481,bus2:7481 --nodes bus1:7489,n1:7489 --json
+  mailbell doctor --bus bus1:7481,bus2:7481 --nodes bus1:7489,n1:7489`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := kafka.checkBrokers(); err != nil {
-				return &usageError{command: cmd.CommandPath(), err: err}
+			if len(kafka.brokers)+len(where.Links)+len(where.Nodes) == 0 {
+				return wrong(cmd, "name something to look at: --brokers, --bus or --nodes")
 			}
 			where.Log = kafka.config()
 			where.Log.Create, where.Log.Logger = false, slog.New(slog.DiscardHandler)
-			if err := where.Log.Validate(); err != nil {
-				return &usageError{command: cmd.CommandPath(), err: err}
+			if len(kafka.brokers) > 0 {
+				if err := where.Log.Validate(); err != nil {
+					return &usageError{command: cmd.CommandPath(), err: err}
+				}
 			}
 			wants.Topic = kafka.topic
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)

@@ -12,13 +12,15 @@ import (
 
 	kafka "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/describeconfigs"
+	"github.com/segmentio/kafka-go/protocol/incrementalalterconfigs"
 	"github.com/segmentio/kafka-go/protocol/metadata"
 )
 
 // Description is what the brokers say of the topic and of themselves.
 type Description struct {
-	Brokers []BrokerState // by id
-	Missing bool          // there is no such topic; what follows is empty then
+	Brokers  []BrokerState // by id
+	Embedded bool          // it is the log of a `mailbell run`
+	Missing  bool          // there is no such topic; what follows is empty then
 
 	Partitions      int
 	Replicas        int // the fewest of any partition
@@ -44,7 +46,7 @@ type BrokerState struct {
 var wantedSettings = [...]string{"cleanup.policy", "max.message.bytes", "message.timestamp.type", "min.insync.replicas", "retention.bytes",
 	"retention.ms", "unclean.leader.election.enable"}
 
-// topicResource is Kafka's number for a topic in a DescribeConfigs request.
+// topicResource is Kafka's number for a topic in requests about settings.
 const topicResource = 2
 
 // Describe asks the brokers of cfg about themselves and the topic, each at the address that it gives out. It changes
@@ -65,7 +67,7 @@ func Describe(ctx context.Context, cfg Config) (*Description, error) {
 		return nil, fmt.Errorf("describe log: %w", err)
 	}
 	m := answer.(*metadata.Response)
-	d := &Description{}
+	d := &Description{Embedded: m.ClusterID == embeddedClusterID}
 	if err := d.topic(m, cfg.Topic); err != nil {
 		return nil, fmt.Errorf("describe log: %w", err)
 	}
@@ -136,6 +138,22 @@ func (c *cluster) settings(ctx context.Context, topic string) (map[string]string
 		}
 	}
 	return settings, nil
+}
+
+// set changes one setting of the topic.
+func (c *cluster) set(ctx context.Context, name, value string) error {
+	answer, err := c.askAny(ctx, &incrementalalterconfigs.Request{Resources: []incrementalalterconfigs.RequestResource{
+		{ResourceType: topicResource, ResourceName: c.cfg.Topic, Configs: []incrementalalterconfigs.RequestConfig{{Name: name, Value: value}}},
+	}})
+	if err != nil {
+		return fmt.Errorf("set %s of topic %q: %w", name, c.cfg.Topic, err)
+	}
+	for _, r := range answer.(*incrementalalterconfigs.Response).Responses {
+		if r.ErrorCode != 0 {
+			return fmt.Errorf("set %s of topic %q: %w", name, c.cfg.Topic, kafka.Error(r.ErrorCode))
+		}
+	}
+	return nil
 }
 
 // fromTheFuture counts the partitions with records of a clock that is ahead. What can't be asked counts as none.

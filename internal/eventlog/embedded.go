@@ -42,6 +42,7 @@ const (
 	embeddedSegmentBytes = 16 << 20
 	embeddedMinBytes     = 32 << 20
 	retentionInterval    = time.Minute
+	embeddedClusterID    = "mailbell-embedded"
 )
 
 func (c EmbeddedConfig) withDefaults() EmbeddedConfig {
@@ -154,6 +155,9 @@ func (e *Embedded) open(ctx context.Context) error {
 	if e.events, err = Open(ctx, Config{Brokers: e.brokers, Topic: e.cfg.Topic, Partitions: e.cfg.Partitions, Logger: e.cfg.Logger}); err != nil {
 		return err
 	}
+	if err := e.events.cluster.set(ctx, "retention.ms", strconv.FormatInt(e.cfg.Retention.Milliseconds(), 10)); err != nil {
+		return err
+	}
 	if err := e.nameEpochs(ctx); err != nil {
 		return err
 	}
@@ -163,7 +167,7 @@ func (e *Embedded) open(ctx context.Context) error {
 func (e *Embedded) startCluster() error {
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
-		kfake.ClusterID("mailbell-embedded"),
+		kfake.ClusterID(embeddedClusterID),
 		kfake.DataDir(filepath.Join(e.cfg.Dir, "kafka")),
 		kfake.SeedTopics(int32(e.cfg.Partitions), e.cfg.Topic),
 		kfake.WithLogger(kfakeLogger{e.log}),
@@ -171,6 +175,8 @@ func (e *Embedded) startCluster() error {
 			"log.segment.bytes":   strconv.Itoa(embeddedSegmentBytes),
 			"log.retention.ms":    "-1", // retention is called here
 			"log.retention.bytes": "-1",
+			// The topic says its retention to whoever asks; kfake would look every hour and take beacons too. Ten years is never.
+			"log.cleaner.backoff.ms": strconv.FormatInt((10 * 365 * 24 * time.Hour).Milliseconds(), 10),
 		}),
 	}
 	if e.cfg.Port != 0 {

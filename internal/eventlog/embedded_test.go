@@ -168,6 +168,19 @@ func TestEmbeddedRetention(t *testing.T) {
 	}
 }
 
+// What the topic says of its retention is what --retention is now.
+func TestEmbeddedRetentionIsTold(t *testing.T) {
+	dir := t.TempDir()
+	for _, retention := range []time.Duration{24 * time.Hour, 2 * time.Hour} {
+		e, _ := startEmbedded(t, EmbeddedConfig{Dir: dir, Partitions: 2, Retention: retention})
+		d, err := Describe(testContext(t, 10*time.Second), Config{Brokers: e.Brokers(), Logger: quiet()})
+		if err != nil || !d.Embedded || d.Settings["retention.ms"] != fmt.Sprint(retention.Milliseconds()) {
+			t.Errorf("retention %v: %+v, %v", retention, d, err)
+		}
+		e.Close()
+	}
+}
+
 func copyDir(t *testing.T, from string) string {
 	t.Helper()
 	to := t.TempDir()

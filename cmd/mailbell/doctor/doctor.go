@@ -42,7 +42,7 @@ type Wants struct {
 
 // Facts are what was found out.
 type Facts struct {
-	Log    *eventlog.Description // nil when no broker was reached
+	Log    *eventlog.Description // nil when no broker was reached, or none was named, and then there is no LogErr
 	LogErr error
 	Nodes  []Node
 	Files  Files // of this process
@@ -114,7 +114,10 @@ func rate(bad, warn bool) Level {
 }
 
 func (j *judge) log(f Facts, w Wants) {
-	if f.LogErr != nil || f.Log == nil {
+	if f.LogErr == nil && f.Log == nil {
+		return
+	}
+	if f.LogErr != nil {
 		j.say("brokers", Bad, fmt.Sprintf("no broker answers: %v", f.LogErr), "check --brokers, the network and the login; bus and adapter need it too")
 		return
 	}
@@ -149,7 +152,7 @@ func (j *judge) shape(d *eventlog.Description, w Wants) {
 	j.say("partitions", rate(false, d.Partitions < fewPartitions), fmt.Sprintf("%d", d.Partitions),
 		"make the topic anew with more, 256 say, while everything is stopped: they are what bus nodes share, and their number can't change later")
 	j.say("replication", rate(d.Replicas < 2, d.Replicas < goodReplicas), fmt.Sprintf("%d", d.Replicas),
-		fmt.Sprintf("raise the replication factor of %s to 3 with kafka-reassign-partitions: one broker's disk is all that holds some events", w.Topic))
+		fmt.Sprintf("raise the replication factor of %s to 3 with kafka-reassign-partitions.sh: one broker's disk is all that holds some events", w.Topic))
 	j.say("replicas in step", rate(d.Leaderless > 0, d.UnderReplicated > 0),
 		fmt.Sprintf("%d partitions without a leader, %d with a replica behind", d.Leaderless, d.UnderReplicated),
 		"find the broker that is down or slow; if none is, wait and look again")
@@ -160,26 +163,33 @@ func (j *judge) settings(d *eventlog.Description, w Wants) {
 		j.say("settings", Warn, fmt.Sprintf("not readable: %v", d.SettingsErr), "allow this user DescribeConfigs on the topic, then look again")
 		return
 	}
+	broker := "BROKER"
+	if len(d.Brokers) > 0 {
+		broker = d.Brokers[0].Address
+	}
 	change := func(key, value, why string) string {
-		return fmt.Sprintf("kafka-configs --alter --topic %s --add-config %s=%s: %s", w.Topic, key, value, why)
+		return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --topic %s --add-config %s=%s: %s", broker, w.Topic, key, value, why)
 	}
 	insync := number(d.Settings["min.insync.replicas"])
 	j.say("min.insync.replicas", rate(insync < 2 && d.Replicas >= 2, insync < 2 || insync >= int64(d.Replicas)), fmt.Sprint(insync),
 		insyncChange(insync, d.Replicas, change))
 	policy := d.Settings["cleanup.policy"]
-	j.say("cleanup.policy", rate(strings.Contains(policy, "compact"), policy != "delete"), policy,
+	j.say("cleanup.policy", rate(strings.Contains(policy, "compact"), policy != "delete"), told(policy),
 		change("cleanup.policy", "delete", "compaction takes events that nobody has seen, because another of the same account followed"))
 	j.retention(d, w, change)
 	size := number(d.Settings["max.message.bytes"])
 	j.say("max.message.bytes", rate(size >= 0 && size < minMessageBytes, false), fmt.Sprint(size),
 		change("max.message.bytes", "1048588", "an event may have 64 KiB"))
 	unclean := d.Settings["unclean.leader.election.enable"]
-	j.say("unclean leaders", rate(unclean == "true", false), unclean,
+	j.say("unclean leaders", rate(unclean == "true", false), told(unclean),
 		change("unclean.leader.election.enable", "false", "a replica that is behind may become leader, and what was acknowledged is gone"))
 	kind := d.Settings["message.timestamp.type"]
-	j.say("message.timestamp.type", rate(false, kind != "CreateTime"), kind,
+	j.say("message.timestamp.type", rate(false, kind != "CreateTime"), told(kind),
 		change("message.timestamp.type", "CreateTime", "windows are as long as the events are old, not as their way to the log was"))
 }
+
+// told is a setting's value as it is shown.
+func told(value string) string { return cmp.Or(value, "not told") }
 
 func insyncChange(insync int64, replicas int, change func(key, value, why string) string) string {
 	if insync < 2 {
@@ -195,9 +205,12 @@ func (j *judge) retention(d *eventlog.Description, w Wants, change func(key, val
 	if ms < 0 {
 		text = "for ever"
 	}
-	j.say("retention", rate(ms >= 0 && keep < 2*w.Window, ms >= 0 && keep < w.Index), text,
-		change("retention.ms", strconv.FormatInt(max(w.Index, 2*w.Window).Milliseconds(), 10),
-			fmt.Sprintf("a new owner reads its window of %v and an index of %v from the log", w.Window, w.Index)))
+	enough, why := max(w.Index, 2*w.Window), fmt.Sprintf("a new owner reads its window of %v and an index of %v from the log", w.Window, w.Index)
+	advice := change("retention.ms", strconv.FormatInt(enough.Milliseconds(), 10), why)
+	if d.Embedded {
+		advice = fmt.Sprintf("start mailbell run with --retention %v: %s", enough, why) // it takes no other word for it
+	}
+	j.say("retention", rate(ms >= 0 && keep < 2*w.Window, ms >= 0 && keep < w.Index), text, advice)
 	if size := number(d.Settings["retention.bytes"]); size >= 0 {
 		j.say("retention.bytes", Warn, fmt.Sprint(size), change("retention.bytes", "-1", "a burst would push events out of the log before their time"))
 	}

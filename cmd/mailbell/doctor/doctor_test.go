@@ -81,7 +81,8 @@ func TestJudge(t *testing.T) {
 		{"compacted", set("cleanup.policy", "compact"), "cleanup.policy", Bad, "cleanup.policy=delete"},
 		{"compacted too", set("cleanup.policy", "compact,delete"), "cleanup.policy", Bad, "cleanup.policy=delete"},
 		{"retention below the window", set("retention.ms", "600000"), "retention", Bad, "retention.ms=259200000"},
-		{"retention below the index", set("retention.ms", "86400000"), "retention", Warn, "retention.ms=259200000"},
+		{"retention below the index", set("retention.ms", "86400000"), "retention", Warn, "kafka-configs.sh --bootstrap-server k1:9092 --alter --topic mail-events --add-config retention.ms=259200000"},
+		{"retention of run", func(f *Facts) { f.Log.Embedded, f.Log.Settings["retention.ms"] = true, "86400000" }, "retention", Warn, "mailbell run with --retention 72h0m0s"},
 		{"for ever", set("retention.ms", "-1"), "retention", Good, ""},
 		{"bytes", set("retention.bytes", "1000"), "retention.bytes", Warn, "retention.bytes=-1"},
 		{"small messages", set("max.message.bytes", "1000"), "max.message.bytes", Bad, "1048588"},
@@ -113,6 +114,23 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestJudgeWithoutBrokers(t *testing.T) {
+	f := healthy()
+	f.Log = nil
+	findings := Judge(f, wants)
+	if findings[0].Check != "b1:7489" || Worst(findings) != Good {
+		t.Errorf("%+v", findings)
+	}
+}
+
+func TestJudgeNotTold(t *testing.T) {
+	f := healthy()
+	delete(f.Log.Settings, "unclean.leader.election.enable")
+	if got := find(Judge(f, wants), "unclean leaders"); got.Level != Good || got.Found != "not told" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestGatherNodes(t *testing.T) {
 	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Date", time.Now().Add(time.Minute).UTC().Format(http.TimeFormat))
@@ -131,7 +149,7 @@ func TestGatherNodes(t *testing.T) {
 	l.Close()
 	address := strings.TrimPrefix(node.URL, "http://")
 	f := Gather(context.Background(), Where{Nodes: []string{address, closed}, Links: []string{address, closed}})
-	if f.LogErr == nil || f.Files.Max == 0 {
+	if f.Log != nil || f.LogErr != nil || f.Files.Max == 0 {
 		t.Errorf("%+v", f)
 	}
 	n := f.Nodes[0]

@@ -34,7 +34,9 @@ func Gather(ctx context.Context, w Where) Facts {
 	links := resolve(ctx, w.Links)
 	f.Nodes = make([]Node, len(w.Nodes)+len(links))
 	var asking sync.WaitGroup
-	asking.Go(func() { f.Log, f.LogErr = eventlog.Describe(ctx, w.Log) })
+	if len(w.Log.Brokers) > 0 {
+		asking.Go(func() { f.Log, f.LogErr = eventlog.Describe(ctx, w.Log) })
+	}
 	for i, address := range w.Nodes {
 		asking.Go(func() { f.Nodes[i] = askNode(ctx, address) })
 	}
