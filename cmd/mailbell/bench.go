@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -78,7 +79,21 @@ func newBenchCommand(t terminal) *cobra.Command {
 	cmd.AddCommand(&cobra.Command{Use: "pollswarm", Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return pollswarm.Serve(cmd.Context(), t.in, t.out)
 	}})
+	for _, sub := range cmd.Commands() {
+		sub.RunE = interruptible(sub.RunE)
+	}
 	return cmd
+}
+
+// interruptible says of a bench that a signal ended just that, whatever the step was that it ended in.
+func interruptible(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := run(cmd, args)
+		if err != nil && cmd.Context().Err() != nil {
+			return errors.New("interrupted")
+		}
+		return err
+	}
 }
 
 // benchProgress shows what a bench is doing on a terminal, and nothing in a pipe.
@@ -109,7 +124,7 @@ func printReport(t terminal, asJSON bool, r bench.Report, text func(io.Writer)) 
 		return r.WriteJSON(t.out)
 	}
 	fmt.Fprintf(t.out, "bench %s  %s\n", r.Bench, strings.Join(r.Args, " "))
-	fmt.Fprintf(t.out, "machine   %d CPUs (%s), %d MiB, Linux %s, %s\n", r.Machine.CPUs, r.Machine.CPU, r.Machine.MemoryBytes>>20, r.Machine.Kernel, r.Machine.Go)
+	fmt.Fprintf(t.out, "machine   %d CPUs (%s), %d MiB, Linux %s,\n          %s\n", r.Machine.CPUs, r.Machine.CPU, r.Machine.MemoryBytes>>20, r.Machine.Kernel, r.Machine.Go)
 	fmt.Fprintf(t.out, "commit    %s, %s\n\n", r.Commit, r.StartedAt.Format(time.RFC3339))
 	text(t.out)
 	return nil

@@ -85,7 +85,7 @@ func printChaos(w io.Writer, r bench.ChaosResult) {
 	for _, s := range r.Skipped {
 		fmt.Fprintf(w, "  skipped %s\n", s)
 	}
-	fmt.Fprintf(w, "offered %d, acknowledged %d, delivered %d, duplicates %d, told %d, lost %d (%d not on the log), misordered %d\n",
+	fmt.Fprintf(w, "offered %d, acknowledged %d, delivered %d,\nduplicates %d, told %d, lost %d (%d not on the log), misordered %d\n",
 		r.Offered, r.Acknowledged, r.Delivered, r.Duplicates, r.Told, r.Lost, r.NotOnLog, r.Misordered)
 	fmt.Fprintf(w, "longest silence %d ms; %d reconnects, catch-up %v, %d missed frames, %d publisher calls made again\n",
 		r.LongestSilenceMs, r.Reconnects, r.CatchUp, r.Missed, r.Retried)

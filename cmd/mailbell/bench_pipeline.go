@@ -17,7 +17,8 @@ const benchPipelineLong = `Publish at a steady rate through the Go API and recei
 One process publishes, one holds the subscribers, and the servers run between
 them: a mailbell run on the embedded log, or with --brokers a bus and notifiers
 on that Kafka, in a topic of the bench's own named mailbell-bench-…, which is left
-behind. A ledger of what was acknowledged is compared with what arrived.
+behind. A ledger of what was acknowledged is compared with what arrived; it counts
+the warm-up too, a second or more before what is measured.
 
 --rate max looks for the highest rate that is held for the whole duration with
 p99 at most 100 ms and nothing lost.`
@@ -68,7 +69,7 @@ func printPipeline(w io.Writer, r bench.PipelineResult) {
 	fmt.Fprintf(w, "%.0f events/s to %d subscribers\n", r.PerSecond, r.Subscribers)
 	fmt.Fprintf(w, "publish to socket   %v\n", r.LatencyMs)
 	fmt.Fprintf(w, "publish to ack      %v\n", r.AckLatencyMs)
-	fmt.Fprintf(w, "offered %d, acknowledged %d, delivered %d, told %d, lost %d, duplicates %d, misordered %d\n",
+	fmt.Fprintf(w, "offered %d, acknowledged %d, delivered %d, with the warm-up;\ntold %d, lost %d, duplicates %d, misordered %d\n",
 		r.Offered, r.Acknowledged, r.Delivered, r.Told, r.Lost, r.Duplicates, r.Misordered)
 	for _, name := range slices.Sorted(maps.Keys(r.CPUSeconds)) {
 		fmt.Fprintf(w, "CPU %-14s %.2f s\n", name, r.CPUSeconds[name])
