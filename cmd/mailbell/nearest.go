@@ -1,15 +1,28 @@
 package main
 
+import "fmt"
+
 // nearest returns the candidate with the smallest edit distance to name, the
-// first of them on a tie, "" when there is none.
+// first of them on a tie, "" when none is near enough to be meant: a third of
+// the longer name may differ.
 func nearest(name string, candidates []string) string {
 	best, bestDistance := "", -1
 	for _, c := range candidates {
-		if d := editDistance(name, c); bestDistance < 0 || d < bestDistance {
+		d := editDistance(name, c)
+		if 3*d <= max(len(name), len(c)) && (bestDistance < 0 || d < bestDistance) {
 			best, bestDistance = c, d
 		}
 	}
 	return best
+}
+
+// orNearest is what follows "unknown …": the nearest candidate as format shows
+// it, or nothing.
+func orNearest(name string, candidates []string, format string) string {
+	if near := nearest(name, candidates); near != "" {
+		return fmt.Sprintf(": the nearest known one is "+format, near)
+	}
+	return ""
 }
 
 // editDistance is Levenshtein's: the single-byte insertions, deletions and

@@ -110,14 +110,16 @@ func wrapArgs(cmd *cobra.Command) {
 }
 
 func argError(cmd *cobra.Command, args []string, err error) error {
-	if cmd.HasParent() || len(args) == 0 {
+	if !cmd.HasSubCommands() || len(args) == 0 {
 		return err
 	}
 	var names []string
 	for _, sub := range cmd.Commands() {
-		names = append(names, sub.Name())
+		if !sub.Hidden {
+			names = append(names, sub.Name())
+		}
 	}
-	return fmt.Errorf("unknown command %q: the nearest known one is %q", args[0], nearest(args[0], names))
+	return fmt.Errorf("unknown command %q%s", args[0], orNearest(args[0], names, "%q"))
 }
 
 var unknownFlag = regexp.MustCompile(`^unknown flag: --(\S+)$`)
@@ -127,7 +129,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	if m := unknownFlag.FindStringSubmatch(err.Error()); m != nil {
 		var names []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-		return fmt.Errorf("unknown flag --%s: the nearest known one is --%s", m[1], nearest(m[1], names))
+		return fmt.Errorf("unknown flag --%s%s", m[1], orNearest(m[1], names, "--%s"))
 	}
 	var invalid *pflag.InvalidValueError
 	if errors.As(err, &invalid) {

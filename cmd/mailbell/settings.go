@@ -108,7 +108,7 @@ func environment(environ, known []string) (map[string]string, error) {
 	names := make([]string, 0, len(known))
 	for _, name := range known {
 		flagOf[envName(name)] = name
-		names = append(names, envName(name))
+		names = append(names, strings.TrimPrefix(envName(name), envPrefix))
 	}
 	values := map[string]string{}
 	var errs []error
@@ -122,7 +122,7 @@ func environment(environ, known []string) (map[string]string, error) {
 			continue
 		}
 		if !ok {
-			errs = append(errs, fmt.Errorf("environment: unknown variable %s: the nearest known one is %s", name, nearest(name, names)))
+			errs = append(errs, fmt.Errorf("environment: unknown variable %s%s", name, orNearest(strings.TrimPrefix(name, envPrefix), names, envPrefix+"%s")))
 			continue
 		}
 		values[flag] = value
@@ -185,7 +185,7 @@ func configValue(key, value *yaml.Node, known []string) (string, error) {
 		return "", fmt.Errorf("line %d: a config file cannot name another one: remove %q", key.Line, key.Value)
 	}
 	if !slices.Contains(known, key.Value) {
-		return "", fmt.Errorf("line %d: unknown key %q: the nearest known one is %q", key.Line, key.Value, nearest(key.Value, known))
+		return "", fmt.Errorf("line %d: unknown key %q%s", key.Line, key.Value, orNearest(key.Value, known, "%q"))
 	}
 	if value.Kind == yaml.AliasNode {
 		value = value.Alias

@@ -148,7 +148,7 @@ func TestMissingConfigFile(t *testing.T) {
 func TestNearest(t *testing.T) {
 	names := []string{"brokers", "bus", "public-url", "topic"}
 	for name, want := range map[string]string{
-		"brokrs": "brokers", "publicurl": "public-url", "Topic": "topic", "b": "bus", "topic": "topic",
+		"brokrs": "brokers", "publicurl": "public-url", "Topic": "topic", "bs": "bus", "b": "", "kafka": "", "topic": "topic",
 	} {
 		if got := nearest(name, names); got != want {
 			t.Errorf("nearest(%q) = %q, want %q", name, got, want)
