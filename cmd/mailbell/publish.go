@@ -42,7 +42,7 @@ func newPublishCommand(t terminal) *cobra.Command {
 		Use:   "publish",
 		Short: "Publish an event, or events from stdin",
 		Long:  publishLong,
-		Example: `  mailbell publish --account alice@example.com --mailbox INBOX --uidvalidity 1 --uid 5 --unseen 3
+		Example: `  mailbell publish --account alice@example.com --mailbox INBOX --uidvalidity 1 --uid 1 --unseen 1
   mailbell publish --account alice@example.com --event MailboxCreate --mailbox Archive/2026
   mailbell publish --server https://mail.example.com --token "$TOKEN" < events.ndjson
   mailbell publish --brokers kafka1:9092 < events.ndjson`,

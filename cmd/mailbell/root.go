@@ -22,7 +22,7 @@ Start with everything in one process, then publish and watch:
 
   mailbell run
   mailbell watch --account alice@example.com
-  mailbell publish --account alice@example.com --event MessageNew --mailbox INBOX --uid 5 --uidvalidity 1
+  mailbell publish --account alice@example.com --event MessageNew --mailbox INBOX --uidvalidity 1 --uid 1 --unseen 1
 
 For a site, the parts run as processes of their own on Kafka: adapter, bus and
 notifier. Each flag is also a key of the YAML file that --config names and a

@@ -20,6 +20,7 @@ import (
 	"github.com/mailbell/mailbell/notifier"
 	"github.com/mailbell/mailbell/schema"
 	"github.com/mailbell/mailbell/storageadapter/dovecot"
+	"github.com/mailbell/mailbell/web/console"
 	"github.com/mailbell/mailbell/web/demo"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -326,6 +327,7 @@ func (e *everything) greet(t terminal) {
 	fmt.Fprintf(&b, "  ingest      %s/v1/events\n", web)
 	fmt.Fprintf(&b, "  gateway     %s%s\n", web, gatewayPath)
 	fmt.Fprintf(&b, "  sockets     ws://%s%s\n", reachable(e.notifier.Addr()), schema.SocketPath)
+	fmt.Fprintf(&b, "  console     http://%s%s\n", reachable(e.port.Addr()), console.Path)
 	fmt.Fprintf(&b, "  operations  http://%s/metrics\n", reachable(e.port.Addr()))
 	fmt.Fprintf(&b, "  keys        %s\n", keysDir(e.flags.data))
 	options := ""
@@ -337,7 +339,7 @@ func (e *everything) greet(t terminal) {
 	}
 	fmt.Fprintf(&b, "\nNext, in two other terminals:\n\n")
 	fmt.Fprintf(&b, "  %s watch --account alice@example.com%s\n", os.Args[0], options)
-	fmt.Fprintf(&b, "  %s publish --account alice@example.com --mailbox INBOX --uidvalidity 1 --uid 5%s\n\n", os.Args[0], options)
+	fmt.Fprintf(&b, "  %s publish --account alice@example.com --mailbox INBOX --uidvalidity 1 --uid 1 --unseen 1%s\n\n", os.Args[0], options)
 	fmt.Fprint(t.out, b.String())
 }
 

@@ -96,7 +96,7 @@ func TestRunStopsAndKeepsWhatItHas(t *testing.T) {
 func TestRunShowsWhereEverythingIs(t *testing.T) {
 	s := startSite(t, "--dovecot")
 	s.wait(t, s.out, "publish --account alice@example.com")
-	for _, part := range []string{"demo page   " + s.server, "--server " + s.server, "--data " + s.data} {
+	for _, part := range []string{"demo page   " + s.server, "console     http://" + s.port + "/console/", "--server " + s.server, "--data " + s.data} {
 		if !strings.Contains(s.out.String(), part) {
 			t.Errorf("the greeting lacks %q:\n%s", part, s.out)
 		}
