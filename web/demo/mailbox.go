@@ -103,6 +103,12 @@ func (m *mailbox) count(e *schema.Event) {
 	if e.Unseen != nil {
 		m.unseen = *e.Unseen
 	}
+	// An event may tell one count alone: the other one gives way.
+	if e.Messages != nil {
+		m.unseen = min(m.unseen, m.messages)
+	} else {
+		m.messages = max(m.messages, m.unseen)
+	}
 }
 
 func (m *mailbox) add(e *schema.Event, contents map[uint32]content, limit int) {

@@ -45,6 +45,12 @@ func TestObserve(t *testing.T) {
 			e.UIDValidity, e.UIDNext = 42, 301
 			counts(12, 4)(e)
 		})}, []string{"INBOX 12/4 next 301"}, "300[]"},
+		{"unread alone", []schema.Event{heard(schema.MessageNew, "INBOX", "7", func(e *schema.Event) {
+			counts(0, 9)(e)
+			e.Messages = nil
+		})}, []string{"INBOX 9/9 next 8"}, ""},
+		{"messages alone", []schema.Event{heard(schema.MessageExpunge, "INBOX", "1:5", func(e *schema.Event) { e.Messages = new(uint32) })},
+			[]string{"INBOX 0/0 next 7"}, "6[]"},
 		{"a truncated event still counts", []schema.Event{heard(schema.FlagsSet, "INBOX", "", func(e *schema.Event) {
 			e.Truncated, e.FlagNames = true, []string{`\Seen`}
 			counts(9000, 0)(e)

@@ -38,6 +38,8 @@ describe("an event on the model", () => {
     ["expunged", ["MessageExpunge", "INBOX", { uidset: "2:99" }], "1/0", "1[\\Seen]"],
     ["expired", ["MessageExpire", "INBOX", { uidset: "1", messages: 2, unseen: 1 }], "2/1", "3[] 2[\\Seen]"],
     ["another incarnation", ["MessageNew", "INBOX", { uidValidity: 8, uidset: "300", messages: 12, unseen: 3 }], "12/3", "300[]"],
+    ["unread alone", ["MessageNew", "INBOX", { uidset: "4", unseen: 9 }], "9/9", "4[] 3[] 2[\\Seen] 1[\\Seen]"],
+    ["messages alone", ["MessageExpunge", "INBOX", { uidset: "2:3", messages: 0 }], "0/0", "1[\\Seen]"],
     ["about the account", ["Login", undefined], "3/1", "3[] 2[\\Seen] 1[\\Seen]"],
     ["one it does not know", ["vnd.example.Note", "INBOX", { messages: 3, unseen: 2 }], "3/2", "3[] 2[\\Seen] 1[\\Seen]"],
   ]);

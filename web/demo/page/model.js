@@ -86,6 +86,9 @@ export class Model {
     folder.uidnext = Math.max(folder.uidnext, event.uidnext ?? 0);
     folder.messages = event.messages ?? folder.messages;
     folder.unseen = event.unseen ?? folder.unseen;
+    // An event may tell one count alone: the other one gives way.
+    if (event.messages !== undefined) folder.unseen = Math.min(folder.unseen, folder.messages);
+    else folder.messages = Math.max(folder.messages, folder.unseen);
     effect.list ||= open;
     return effect;
   }

@@ -64,10 +64,12 @@ export class Panel {
     mark(this.#interval, { "aria-valuetext": `every ${seconds} seconds` });
     say("cost-since", `${clock(elapsedMs)}, ${plural(this.#changes.length, "change")}`);
     say("poll-requests", cost.requests.toLocaleString("en"));
+    say("poll-noun", cost.requests === 1 ? "poll" : "polls");
     say("poll-304", cost.notModified.toLocaleString("en"));
     say("poll-bytes", humanBytes(cost.bytes));
     say("poll-delay", humanTime(cost.delayMs));
     say("push-frames", this.#meter.frames.toLocaleString("en"));
+    say("push-noun", this.#meter.frames === 1 ? "frame" : "frames");
     say("push-fetches", details.requests.toLocaleString("en"));
     say("push-bytes", humanBytes(pushBytes));
     say("latency", humanTime(median(this.#latencies)));
