@@ -85,7 +85,7 @@ func TestPeers(t *testing.T) {
 
 func TestPage(t *testing.T) {
 	s := handler(t, Config{Node: "n1", Part: "notifier"})
-	for path, kind := range map[string]string{"": "text/html", "console.js": "text/javascript", "style.css": "text/css"} {
+	for path, kind := range map[string]string{"": "text/html", "console.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"} {
 		if resp := read(t, s.URL+Path+path, nil); resp.StatusCode != 200 || !strings.HasPrefix(resp.Header.Get("Content-Type"), kind) {
 			t.Errorf("%q: %d %s", path, resp.StatusCode, resp.Header.Get("Content-Type"))
 		}

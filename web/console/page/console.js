@@ -211,7 +211,7 @@ async function search(loud) {
     }
     const text = (owner ? `Partition ${owner.partition}, served by ${owner.node}, which sends its events to ${owner.notifiers.length ? owner.notifiers.join(", ") : "no notifier: nobody listens"}.` : "None of the bus nodes asked serves its partition.")
       + ` ${count} ${count === 1 ? "subscription" : "subscriptions"} on the notifiers asked.`;
-    const head = el("thead", {}, el("tr", {}, ...["notifier", "client", "mailboxes", "state"].map((t) => el("th", {}, t))));
+    const head = el("thead", {}, el("tr", {}, ...["process", "client", "mailboxes", "state"].map((t) => el("th", {}, t))));
     $("account").replaceChildren(el("p", { id: "account-text" }, text), ...(rows.length ? [el("div", { class: "scroll" }, el("table", {}, head, el("tbody", {}, ...rows)))] : []));
   } catch (err) {
     if (loud) $("account").replaceChildren(el("p", {}, err.message));
