@@ -45,7 +45,7 @@ func NewReport(name string, args []string) Report {
 	if args == nil {
 		args = []string{}
 	}
-	return Report{Bench: name, Args: args, Machine: thisMachine(), Commit: commit(), StartedAt: time.Now().UTC().Truncate(time.Second)}
+	return Report{Bench: name, Args: args, Machine: thisMachine(), Commit: Commit(), StartedAt: time.Now().UTC().Truncate(time.Second)}
 }
 
 // WriteJSON prints the report as one JSON object on one line.
@@ -77,10 +77,11 @@ func cpuModel() string {
 	return ""
 }
 
-// Commit is set by the Makefile's -ldflags where the go command does not stamp the binary.
+// linkedCommit is set by the Makefile's -ldflags where the go command does not stamp the binary.
 var linkedCommit = ""
 
-func commit() string {
+// Commit is what this binary was built from: what the Makefile linked, else what the go command stamped, else "unknown".
+func Commit() string {
 	if linkedCommit != "" {
 		return linkedCommit
 	}
