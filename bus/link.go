@@ -83,7 +83,11 @@ func (l *linkConn) over(err error) error {
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	l.node.log.Info("link down", "notifier", l.notifierName(), "link", l.id, "reason", l.reason, "err", err)
+	attrs := []any{"notifier", l.notifierName(), "link", l.id, "reason", l.reason}
+	if ordered := l.reason == CutShutdown || l.reason == cutByPeer && status.Code(err) == codes.Canceled; err != nil && !ordered {
+		attrs = append(attrs, "err", err)
+	}
+	l.node.log.Info("link down", attrs...)
 	return err
 }
 
