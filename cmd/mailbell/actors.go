@@ -40,8 +40,8 @@ func (a *actors) add(name string, execute func(context.Context) error) {
 }
 
 // run blocks until ctx ends or a part fails, then stops all parts and waits for
-// them. It returns nil when ctx ended it.
-func (a *actors) run(ctx context.Context) error {
+// them. It returns nil when ctx ended it, and says so.
+func (a *actors) run(ctx context.Context, logger *slog.Logger) error {
 	stop := make(chan struct{})
 	interrupted := errors.New("interrupted")
 	a.group.Add(func() error {
@@ -56,6 +56,7 @@ func (a *actors) run(ctx context.Context) error {
 	if err := a.group.Run(); !errors.Is(err, interrupted) {
 		return err
 	}
+	logger.Info("stopped")
 	return nil
 }
 

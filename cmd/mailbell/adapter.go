@@ -55,7 +55,7 @@ func newAdapterCommand(_ terminal) *cobra.Command {
 	f.keys.registerServiceTokens(fs)
 	f.dovecot.register(fs)
 	dataFlag(fs, &f.data)
-	httpFlag(fs, &f.http, "")
+	httpFlag(fs, &f.http, "", "ingest, Dovecot's agent")
 	opsFlag(fs, &f.ops)
 	peersFlag(fs, &f.peers)
 	f.trace.register(fs)
@@ -141,7 +141,7 @@ func (f *adapterFlags) run(cmd *cobra.Command) error {
 		}
 		return nil
 	})
-	return parts.run(cmd.Context())
+	return parts.run(cmd.Context(), logger)
 }
 
 // dovecotFlags are the agent's, of `adapter` and `run`.

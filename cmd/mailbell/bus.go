@@ -39,7 +39,7 @@ type windowFlags struct {
 }
 
 func (w *windowFlags) register(fs *pflag.FlagSet) {
-	fs.DurationVar(&w.age, "window", 15*time.Minute, "how far back events are replayed at most")
+	fs.DurationVar(&w.age, "window", 15*time.Minute, "replay events that are at most this `time` old")
 	fs.Int64Var(&w.bytes, "window-bytes", 512<<20, "memory for the events that can be replayed")
 	fs.Float64Var(&w.fetches, "fetches-per-second", 2000, "what the mail store bears, when many clients must ask it at once")
 	fs.DurationVar(&w.sessionTTL, "session-ttl", 24*time.Hour, "end connections that a service asked for after this `time`")
@@ -56,7 +56,7 @@ type fleetFlags struct {
 
 func (f *fleetFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.placement, "placement", placement.Default, "how the gateway picks a notifier: "+strings.Join(placement.Names(), ", "))
-	fs.DurationVar(&f.probe, "probe-interval", time.Second, "try each notifier's public address with a connection this often; -1s never")
+	fs.DurationVar(&f.probe, "probe-interval", time.Second, "try each notifier's public address with a connection each time this `time` has passed; -1s never")
 	fs.Float64Var(&f.moves, "move-rate", 200, "connections moved a second from full notifiers to empty ones; 0 none")
 	fs.StringVar(&f.agent, "agent", "", "listen on this `address` for load balancers that ask for a notifier's state (HAProxy's agent-check)")
 	fs.StringSliceVar(&f.proxies, "trusted-proxies", nil, "`networks` of the proxies in front of the gateway whose X-Forwarded-For or Forwarded says who the client is, such as 10.0.0.0/8")
@@ -121,7 +121,7 @@ func newBusCommand(_ terminal) *cobra.Command {
 	f.scale.register(fs)
 	nodeFlag(fs, &f.node)
 	linkFlag(fs, &f.link, "")
-	httpFlag(fs, &f.http, "")
+	httpFlag(fs, &f.http, "", "gateway")
 	opsFlag(fs, &f.ops)
 	peersFlag(fs, &f.peers)
 	f.trace.register(fs)
@@ -210,7 +210,7 @@ func (f *busFlags) run(cmd *cobra.Command) error {
 		}, node.Ready)
 	})
 	logger.Info("starting", "link", node.LinkAddr(), "http", server.Addr(), "ops", port.Addr(), "agent", node.AgentAddr())
-	return parts.run(ctx)
+	return parts.run(ctx, logger)
 }
 
 func (f *busFlags) newNode(log *eventlog.Log, keys *auth.Keys, tokens *auth.ServiceTokens, logger *slog.Logger, reg prometheus.Registerer) (*bus.Node, error) {

@@ -68,8 +68,8 @@ func newDoctorCommand(t terminal) *cobra.Command {
 	kafka.register(fs)
 	busFlag(fs, &where.Links)
 	fs.StringSliceVar(&where.Nodes, "nodes", nil, "ops `addresses` of bus nodes, notifiers and adapters, such as bus1:7489,n1:7489")
-	fs.DurationVar(&wants.Window, "window", 15*time.Minute, "how far back events are replayed at most")
-	fs.DurationVar(&wants.Index, "index-reach", 72*time.Hour, "how far back a bus node knows when an account had its last event")
+	fs.DurationVar(&wants.Window, "window", 15*time.Minute, "replay events that are at most this `time` old")
+	fs.DurationVar(&wants.Index, "index-reach", 72*time.Hour, "`time` for which a bus node knows when an account had its last event")
 	fs.DurationVar(&timeout, "timeout", 20*time.Second, "give up after this `time`")
 	jsonFlag(fs, &asJSON)
 	return cmd

@@ -44,8 +44,8 @@ func dataFlag(fs *pflag.FlagSet, v *string) {
 	fs.StringVar(v, "data", "./mailbell-data", "`folder` for what must survive a restart: the log and keys of run, the adapter's spool")
 }
 
-func httpFlag(fs *pflag.FlagSet, v *string, host string) {
-	fs.StringVar(v, "http", host+":"+portHTTP, "listen for HTTP on this `address`: gateway, ingest, demo page")
+func httpFlag(fs *pflag.FlagSet, v *string, host, what string) {
+	fs.StringVar(v, "http", host+":"+portHTTP, "listen for HTTP on this `address`: "+what)
 }
 
 func opsFlag(fs *pflag.FlagSet, v *string) {
@@ -184,7 +184,7 @@ func (k *kafkaFlags) checkBrokers() error {
 	if len(k.brokers) == 0 {
 		return errors.New(noBrokers)
 	}
-	return nil
+	return k.config().Validate()
 }
 
 // linkTLSFlags are the certificates of the link between bus and notifier.

@@ -57,10 +57,10 @@ func (s *socketFlags) register(fs *pflag.FlagSet, host string, drain time.Durati
 	fs.DurationVar(&s.frame, "frame-timeout", 10*time.Second, "close a connection whose frame or message is not whole after this `time`")
 	fs.DurationVar(&s.write, "write-timeout", time.Minute, "close a connection that takes nothing of what is parked for it for this `time`")
 	fs.DurationVar(&s.close, "close-timeout", 2*time.Second, "drop a connection that does not finish its closing handshake in this `time`")
-	fs.DurationVar(&s.poll, "poll-interval", time.Minute, "how often clients would poll without mailbell; for the metric of polls avoided")
+	fs.DurationVar(&s.poll, "poll-interval", time.Minute, "`time` between two polls of a client without mailbell; for the metric of polls avoided")
 	fs.IntVar(&s.shards, "shards", 0, "shards that the connections are spread over (default: one a CPU)")
 	fs.DurationVar(&s.maxAge, "max-age", 0, "ask clients to come back after this `time`, less up to a fifth; 0 never")
-	fs.DurationVar(&s.moveAge, "move-age", time.Minute, "least age of a connection that is moved so that the notifiers are even")
+	fs.DurationVar(&s.moveAge, "move-age", time.Minute, "`time` that a connection has lived at least when it is moved so that the notifiers are even")
 	fs.StringSliceVar(&s.proxies, "proxy-protocol", nil, "`networks` of the proxies in front whose connections begin with a header of PROXY protocol v2, such as 10.0.0.0/8")
 	fs.StringVar(&s.metric, "load-metric", "", "`metric` of this process that --placement custom-load goes by, such as mailbell_notifier_backlog_bytes; less is better")
 	fs.IntVar(&s.limits.MaxConnections, "max-connections", 0, "connections of this node (default: what the limit of open files leaves)")
@@ -175,7 +175,7 @@ func newNotifierCommand(t terminal) *cobra.Command {
 	fs.StringVar(&f.zone, "zone", "", "failure domain of this node, such as a rack or a data centre")
 	fs.Float64Var(&f.weight, "weight", 1, "share of the clients that this node should get, beside others")
 	fs.StringVar(&f.takeover, "takeover", "", "Unix socket at this `path`: take all connections over from the notifier that listens there, if one does, and listen there for the next one")
-	fs.StringVar(&f.send, "send", "auto", "how events are written: auto or send, a system call each; uring was measured and is not kept")
+	fs.StringVar(&f.send, "send", "auto", "how events are written: auto or send, which are the same, a system call each; uring was measured and is not kept")
 	opsFlag(fs, &f.ops)
 	peersFlag(fs, &f.peers)
 	f.trace.register(fs)
@@ -256,7 +256,7 @@ func (f *notifierFlags) run(cmd *cobra.Command) error {
 		}, server.Ready)
 	})
 	logger.Info("starting", "sockets", server.Addr(), "bus", f.bus, "ops", port.Addr())
-	if err := parts.run(ctx); !errors.Is(err, notifier.ErrTakenOver) {
+	if err := parts.run(ctx, logger); !errors.Is(err, notifier.ErrTakenOver) {
 		return err
 	}
 	return nil

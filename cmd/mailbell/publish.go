@@ -161,6 +161,9 @@ func (f *publishFlags) run(cmd *cobra.Command, t terminal) error {
 // open chooses where events go.
 func (f *publishFlags) open(cmd *cobra.Command) (eventSink, func(), error) {
 	if len(f.kafka.brokers) > 0 {
+		if err := f.kafka.checkBrokers(); err != nil {
+			return nil, nil, &usageError{command: cmd.CommandPath(), err: err}
+		}
 		logger, err := f.log.logger(cmd)
 		if err != nil {
 			return nil, nil, err

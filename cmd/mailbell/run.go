@@ -75,7 +75,7 @@ func newRunCommand(t terminal) *cobra.Command {
 	f.sockets.register(fs, host, time.Second)
 	linkFlag(fs, &f.link, host)
 	busFlag(fs, &f.bus)
-	httpFlag(fs, &f.http, host)
+	httpFlag(fs, &f.http, host, "gateway, ingest, Dovecot's agent, demo page")
 	opsFlag(fs, &f.ops)
 	peersFlag(fs, &f.peers)
 	f.trace.register(fs)
@@ -87,7 +87,7 @@ func newRunCommand(t terminal) *cobra.Command {
 	f.keys.registerOrigins(fs)
 	f.window.register(fs)
 	f.fleet.register(fs)
-	fs.DurationVar(&f.retention, "retention", 24*time.Hour, "how long the log of run keeps events")
+	fs.DurationVar(&f.retention, "retention", 24*time.Hour, "`time` that the log of run keeps events")
 	f.kafka.register(fs)
 	f.kafka.registerCreate(fs, 16)
 	f.log.register(fs)
@@ -311,7 +311,7 @@ func (e *everything) run(ctx context.Context, ready func()) error {
 	parts.add("ready", func(ctx context.Context) error {
 		return announce(ctx, e.logger, ready, e.node.Ready, e.notifier.Ready)
 	})
-	return parts.run(ctx)
+	return parts.run(ctx, e.logger)
 }
 
 // greet says where everything is and what to try next.

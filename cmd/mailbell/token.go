@@ -50,7 +50,7 @@ func newTokenCommand(t terminal) *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringVar(&f.account, "account", "", "the user: whose mail may be heard")
 	fs.StringSliceVar(&f.accounts, "accounts", nil, "further `accounts` that may be heard, with commas")
-	fs.DurationVar(&f.ttl, "ttl", auth.DefaultTokenTTL, "how long the token is good for")
+	fs.DurationVar(&f.ttl, "ttl", auth.DefaultTokenTTL, "`time` that the token is good for")
 	fs.StringVar(&f.key, "key", "", "`file` to sign with: an HS256 secret, or a PEM private key")
 	fs.StringVar(&f.issuer, "jwt-issuer", "", "the token's `iss`")
 	fs.StringVar(&f.audience, "jwt-audience", "", "the token's `aud`")

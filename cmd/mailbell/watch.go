@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -117,6 +118,7 @@ type watcher struct {
 	t        terminal
 	json     bool
 	left     int
+	moving   bool // the notifier has told it to go elsewhere
 	troubled bool // the last word was of trouble: it is not said again
 }
 
@@ -146,17 +148,30 @@ func (w *watcher) showText(u wsclient.Update) error {
 		_, err := fmt.Fprintf(w.t.out, "%s  -  events were missed (%s)\n", time.Now().Format("15:04:05"), u.Reason)
 		return err
 	case wsclient.Subscribed:
-		w.troubled = false
+		w.troubled, w.moving = false, false
 		fmt.Fprintf(w.t.err, "watching %s: %s\n", printable(string(u.Account)), catchUpWords(u.CatchUp))
 	case wsclient.Disconnected:
 		if !w.troubled {
 			w.troubled = true
-			fmt.Fprintf(w.t.err, "not connected: %v; trying again\n", rootCause(u.Err))
+			fmt.Fprintf(w.t.err, "%s; trying again\n", w.trouble(u.Err))
 		}
 	case wsclient.Moving:
+		w.moving = true
 		fmt.Fprintf(w.t.err, "moving to another notifier (%s)\n", u.Reason)
 	}
 	return nil
+}
+
+// goingAway is the code with which a server closes that ends. RFC 6455, section 7.4.1.
+const goingAway = 1001
+
+// trouble says why there is no connection.
+func (w *watcher) trouble(err error) string {
+	closed, ok := errors.AsType[*wsclient.CloseError](err)
+	if w.moving || ok && closed.Code == goingAway {
+		return "the notifier has left"
+	}
+	return fmt.Sprintf("not connected: %v", rootCause(err))
 }
 
 func catchUpWords(c schema.CatchUp) string {

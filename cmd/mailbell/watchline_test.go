@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"io"
 	"testing"
 	"time"
+
+	"github.com/mailbell/mailbell/internal/wsclient"
 )
 
 func TestEventLine(t *testing.T) {
@@ -28,6 +33,35 @@ func TestEventLine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := eventLine([]byte(tt.event), time.UTC); got != tt.want {
 				t.Errorf("eventLine =\n%q, want\n%q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestWatchSaysWhyItIsAlone(t *testing.T) {
+	refused := errors.New("connection refused")
+	tests := []struct {
+		name string
+		told []wsclient.Update
+		want string
+	}{
+		{"a drain", []wsclient.Update{{Kind: wsclient.Moving, Reason: "drain"}, {Kind: wsclient.Disconnected, Err: io.EOF}, {Kind: wsclient.Disconnected, Err: refused}},
+			"moving to another notifier (drain)\nthe notifier has left; trying again\n"},
+		{"a shutdown", []wsclient.Update{{Kind: wsclient.Disconnected, Err: &wsclient.CloseError{Code: 1001, Reason: "shutdown"}}},
+			"the notifier has left; trying again\n"},
+		{"no answer", []wsclient.Update{{Kind: wsclient.Disconnected, Err: refused}}, "not connected: connection refused; trying again\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var out bytes.Buffer
+			w := watcher{t: terminal{err: &out}}
+			for _, u := range tt.told {
+				if err := w.showText(u); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out.String() != tt.want {
+				t.Errorf("watch says %q, want %q", out.String(), tt.want)
 			}
 		})
 	}
