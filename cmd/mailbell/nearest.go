@@ -9,7 +9,7 @@ func nearest(name string, candidates []string) string {
 	best, bestDistance := "", -1
 	for _, c := range candidates {
 		d := editDistance(name, c)
-		if 3*d <= max(len(name), len(c)) && (bestDistance < 0 || d < bestDistance) {
+		if 3*d <= max(len(name), len(c))+2 && (bestDistance < 0 || d < bestDistance) {
 			best, bestDistance = c, d
 		}
 	}
