@@ -19,7 +19,7 @@ type traffic struct {
 func newTraffic(reg prometheus.Registerer, pollInterval time.Duration) *traffic {
 	t := &traffic{delay: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: metricPrefix + "event_delay_seconds",
-		Help: "Time from an event's timestamp to the sockets; as good as the clocks, and as the store's timestamps.",
+		Help: "Time from an event's timestamp to the sockets; as good as the clocks, and as the store's timestamps. Of a crowd of events some are observed.",
 		// Native for who scrapes it so; the buckets are for everybody else.
 		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
 		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
@@ -46,10 +46,14 @@ func (t *traffic) hold(open int64, now time.Time) {
 	t.sampled = now
 }
 
+// observed is how many events of a batch are observed: all of a quiet time, evenly spread ones of a busy one, when
+// reading and booking each timestamp would take a twentieth of what sending does.
+const observed = 32
+
 // delivered observes events that have just been handed to their sockets.
 func (t *traffic) delivered(batch []delivery) {
 	now := time.Now()
-	for i := range batch {
+	for i := 0; i < len(batch); i += (len(batch) + observed - 1) / observed {
 		if at, ok := schema.EventTime(batch[i].event); ok {
 			t.delay.Observe(max(0, now.Sub(at).Seconds()))
 		}
