@@ -40,9 +40,10 @@ type hub struct {
 }
 
 const (
-	// Events are handed to the shards at the latest when there are so many, or so many bytes.
-	batchEvents = 256
-	batchBytes  = 256 << 10
+	// Events are handed to the shards at the latest when there are so many, or so many bytes: few enough that the frames
+	// are still in the nearest cache when they are sent.
+	batchEvents = 64
+	batchBytes  = 64 << 10
 	// Messages of the links taken before the shards' ops have their turn.
 	eventsPerTurn = 64
 )
