@@ -13,9 +13,9 @@ import (
 func (n *Node) assigned(ctx context.Context, generation int64, share []int32) {
 	kept, added, gone := 0, 0, 0
 	n.share.Store(int64(len(share)))
-	// The group calls for those generations alone that this node is in. In one that it was not in, others owned
-	// what it serves.
-	missed := uint64(generation) != n.generation+1
+	// The group calls for those generations alone that this node is in, and for one again when the node was out of touch
+	// and no member was missed meanwhile. In one that it was not in, others owned what it serves.
+	missed := uint64(generation) != n.generation && uint64(generation) != n.generation+1
 	n.generation = uint64(generation)
 	cfg := n.cfg.routing(len(share), len(n.partitions))
 	for i := range n.partitions {

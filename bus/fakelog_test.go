@@ -176,6 +176,12 @@ func (l *fakeLog) Join(ctx context.Context, cfg eventlog.GroupConfig) error {
 // assign makes a generation with these shares.
 func (l *fakeLog) assign(t testing.TB, shares map[string][]int32) {
 	t.Helper()
+	l.assignIn(t, l.generation+1, shares)
+}
+
+// assignIn gives these shares in a generation, which may be the one that is.
+func (l *fakeLog) assignIn(t testing.TB, generation int64, shares map[string][]int32) {
+	t.Helper()
 	eventually(t, "the members", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -188,7 +194,7 @@ func (l *fakeLog) assign(t testing.TB, shares map[string][]int32) {
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.generation++
+	l.generation = generation
 	for node, share := range shares {
 		m := l.members[node]
 		m.cancel()

@@ -248,9 +248,10 @@ func recordsOf(m *link.FromBus) []*link.Record {
 func (f *fakeNotifier) events(n int) []*link.Record {
 	f.t.Helper()
 	var records []*link.Record
-	for len(records) < n {
-		records = append(records, recordsOf(f.next())...)
-	}
+	f.until(fmt.Sprintf("the last of %d events", n), func(m *link.FromBus) bool {
+		records = append(records, recordsOf(m)...)
+		return len(records) >= n
+	})
 	return records
 }
 

@@ -185,6 +185,36 @@ func TestExpelledNodeComesBack(t *testing.T) {
 	}
 }
 
+// TestSameGenerationAgain: a node that was out of touch for less than the session joins again and is told the generation that
+// it is in. Whoever is subscribed stays so.
+func TestSameGenerationAgain(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	f := dial(t, n, "n1")
+	alice := accountIn(0, 1, 0)
+	log.assign(t, map[string][]int32{"b1": {0}})
+	f.subscribe(f.ownership(0)[0], nil, alice)
+	log.assignIn(t, 1, map[string][]int32{"b1": {0}})
+	log.append(alice, "1")
+	if r := f.events(1)[0]; r.GetAccount() != alice {
+		t.Errorf("got %v", r)
+	}
+}
+
+// TestGroupCountsAnew: the group was made anew and has come to the number that the node's generation had. What it serves is
+// announced as gone in between, since the number does not tell.
+func TestGroupCountsAnew(t *testing.T) {
+	log := newFakeLog(1)
+	n, _ := startNode(t, Config{NodeID: "b1", Log: log})
+	f := dial(t, n, "n1")
+	log.assignIn(t, 1, map[string][]int32{"b1": {0}})
+	f.ownership(0)
+	log.assignIn(t, 2, map[string][]int32{"b1": {0}})
+	log.assignIn(t, 1, map[string][]int32{"b1": {0}})
+	f.ownership()
+	f.ownership(0)
+}
+
 // TestEndedPartitionBeginsAnew: the partition comes back in the moment in which its lingering ends.
 func TestEndedPartitionBeginsAnew(t *testing.T) {
 	log := newFakeLog(1)

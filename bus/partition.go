@@ -47,6 +47,7 @@ type partition struct {
 	target     int64 // the head at which it is owned
 	released   bool  // went elsewhere, lingers
 	ended      bool
+	held       bool // not to be owned just now
 	lastBeacon int64
 	beaconAt   time.Time
 	movedAt    time.Time // when the head last moved
@@ -150,7 +151,7 @@ func (p *partition) open(ctx context.Context) (from int64, err error) {
 
 // own lets links in once the target has been reached. Callers hold mu.
 func (p *partition) own() {
-	if p.core.Generation() == 0 && p.core.Head().Offset >= p.target && !p.ended {
+	if p.core.Generation() == 0 && p.core.Head().Offset >= p.target && !p.ended && !p.held {
 		if p.standIn { // the tick may let it in again before the links were told that it was gone
 			p.generation = standInBit | p.node.stoodIn.Add(1)
 		}
@@ -298,12 +299,19 @@ func (p *partition) keep(generation uint64, missed bool, cfg routing.Config) boo
 	if p.core != nil {
 		p.core.Bound(cfg.WindowBytes, cfg.IndexAccounts)
 	}
-	if back {
-		// Another node may have owned it in between: only a later generation counts now.
-		p.generation = generation
+	if !back {
+		return true
 	}
-	if back && p.core != nil && p.core.Generation() != 0 {
+	// Another node may have owned it in between: only a later generation counts now.
+	same := p.generation == generation // as in a group that counts from 1 again
+	p.generation = generation
+	if p.core != nil && p.core.Generation() != 0 {
 		p.node.send(p.id, p.core.Disown())
+		if same { // nothing else tells the links that they have to subscribe again
+			p.held = true
+			p.reannounce()
+			p.held = false
+		}
 		p.own()
 	}
 	return true

@@ -60,11 +60,15 @@ func (sh *shard) blocked(i uint32, c *slot) *extra {
 
 // reserve counts bytes that are about to be parked, unless all shards together would have more than they may.
 func (sh *shard) reserve(n int) bool {
-	if sh.backlog.Add(int64(n)) > int64(sh.cfg.TotalBacklog) {
-		sh.backlog.Add(-int64(n))
-		return false
+	for {
+		parked := sh.backlog.Load()
+		if parked+int64(n) > int64(sh.cfg.TotalBacklog) {
+			return false
+		}
+		if sh.backlog.CompareAndSwap(parked, parked+int64(n)) {
+			return true
+		}
 	}
-	return true
 }
 
 // setBacklog changes the length of the backlog, counting it.
