@@ -75,13 +75,14 @@ type partRecords struct {
 	generation uint64
 	epoch      uint64
 	upTo       int64
+	request    uint64 // that the records are a replay for; 0: they are live
 	records    []routing.Record
 	inner      int // bytes after the head
 }
 
 // nextPart takes records from o, at most maxPart bytes but at least one, and returns how many are left.
 func nextPart(partition int32, o *routing.Output, from int) (part partRecords, next int) {
-	part = partRecords{partition: partition, generation: o.Generation, epoch: o.Head.Epoch, upTo: o.Head.Offset}
+	part = partRecords{partition: partition, generation: o.Generation, epoch: o.Head.Epoch, upTo: o.Head.Offset, request: o.Request}
 	bytes := 0
 	for next = from; next < len(o.Records); next++ {
 		n := sizeBytes(5, sizeRecord(&o.Records[next]))
@@ -92,7 +93,7 @@ func nextPart(partition int32, o *routing.Output, from int) (part partRecords, n
 		bytes += n
 	}
 	part.records = o.Records[from:next]
-	part.inner = bytes + sizeUint(1, uint64(part.partition)) + sizeUint(2, part.generation) + sizeUint(3, part.epoch) + sizeUint(4, uint64(part.upTo))
+	part.inner = bytes + sizeUint(1, uint64(part.partition)) + sizeUint(2, part.generation) + sizeUint(3, part.epoch) + sizeUint(4, uint64(part.upTo)) + sizeUint(6, part.request)
 	return part, next
 }
 
@@ -107,7 +108,7 @@ func (p *partRecords) append(dst []byte) []byte {
 	for i := range p.records {
 		dst = appendRecord(dst, 5, &p.records[i])
 	}
-	return dst
+	return appendUint(dst, 6, p.request)
 }
 
 // sizeOffset is the size of an Offset.

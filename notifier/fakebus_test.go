@@ -236,7 +236,9 @@ func (b *fakeBus) subscribe(l *fakeLink, s *link.Subscribe) {
 			answer.CatchUp = link.CatchUp_CATCH_UP_RESYNC
 		} else if len(records) > 0 {
 			answer.CatchUp = link.CatchUp_CATCH_UP_REPLAY
-			l.out <- b.deliveries(i, records)
+			replay := b.deliveries(i, records)
+			replay.GetDeliveries().Partitions[0].Request = s.Request
+			l.out <- replay
 		}
 	}
 	l.out <- &link.FromBus{Body: &link.FromBus_Subscribed{Subscribed: answer}}

@@ -79,6 +79,7 @@ type partition struct {
 	offset     int64
 	// A re-subscription's Subscribes that are unanswered, and the furthest head of the answered ones.
 	resubs    int
+	resubFrom int64 // the offset after which they ask
 	resubHead link.Offset
 	split     bool // some accounts have been told of another epoch, others not yet
 
@@ -122,7 +123,7 @@ func (p *partition) pos(i int32) schema.Position {
 
 func (c *core) nextRequest() uint64 {
 	c.lastRequest++
-	for uint32(c.lastRequest) < askedFirst { // the low half marks accounts
+	for low := uint32(c.lastRequest); low < askedFirst || low == askedAgain; low = uint32(c.lastRequest) { // the low half marks accounts
 		c.lastRequest++
 	}
 	return c.lastRequest

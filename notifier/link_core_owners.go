@@ -213,14 +213,16 @@ func (c *core) resubscribe(gained []int32) {
 		if _, ok := live[i]; !ok {
 			return
 		}
-		if *asked == askedLive {
+		if *asked == askedLive || *asked == askedAgain {
 			live[i] = append(live[i], name)
+			*asked = askedAgain
 		} else {
 			*asked = askedNot // asked for by its clients' pending subscribes
 		}
 	})
 	for _, i := range gained {
 		part := &c.parts[i]
+		part.resubFrom = part.offset
 		slices.Sort(live[i])
 		for batch := range slices.Chunk(live[i], maxBatch) {
 			part.resubs++
@@ -287,7 +289,9 @@ func (c *core) subscribed(l linkID, m *link.Subscribed) {
 		if a == 0 {
 			continue
 		}
-		if !r.again {
+		if r.again {
+			c.accounts.setAsked(a, askedAgain, askedLive)
+		} else {
 			c.accounts.setAsked(a, uint32(m.Request), askedLive)
 		}
 		if resync {
@@ -321,7 +325,7 @@ func (c *core) resumed(l linkID, m *link.Resumed) {
 	}
 	// The answer may be to the first of two requests, and nobody asks for the account any more once its clients have one:
 	// the owner counts it as wanted since it was asked.
-	if asked := c.accounts.asked(p.aid); asked != askedLive {
+	if asked := c.accounts.asked(p.aid); asked != askedLive && asked != askedAgain {
 		c.accounts.setAsked(p.aid, asked, askedLive)
 	}
 	a := &answer{
@@ -361,7 +365,9 @@ func catchUpOf(c link.CatchUp) schema.CatchUp {
 }
 
 // deliveries takes events. Those of a link that does not own the partition, or not in this generation, are dropped:
-// the owner will send them. It returns how many events were taken and how many not.
+// the owner will send them. So are those that an owner sent because of what was asked of it at a former time, as long as it
+// has not answered what it was asked since: what lies before them is still to come. It returns how many events were taken
+// and how many not.
 func (c *core) deliveries(l linkID, m *link.Deliveries) (taken, fenced int) {
 	for _, r := range m.Partitions {
 		part := c.owns(l, r.Partition, r.Generation)
@@ -375,12 +381,19 @@ func (c *core) deliveries(l linkID, m *link.Deliveries) (taken, fenced int) {
 			first = r.Records[0].Offset
 		}
 		c.sameEpoch(i, part, r.Epoch, first-1)
+		again := c.requests[r.Request]
+		replay := again != nil && again.again && again.partition == i
 		for _, rec := range r.Records {
-			if a := c.accounts.wanted(rec.Account); a != 0 {
+			a, asked := c.accounts.hears(rec.Account)
+			if asked == askedAgain && !replay && (r.Epoch != part.epoch || rec.Offset > part.resubFrom) {
+				fenced++
+				continue
+			}
+			taken++
+			if a != 0 {
 				c.out.event(a, rec.Account, schema.Position{Epoch: r.Epoch, Partition: i, Offset: rec.Offset}, rec.Event)
 			}
 		}
-		taken += len(r.Records)
 		if part.resubs == 0 && part.epoch == r.Epoch {
 			part.offset = max(part.offset, r.Upto)
 		}

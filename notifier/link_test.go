@@ -143,9 +143,13 @@ func (p *player) step(what string, w []string) {
 			m.Records = append(m.Records, &link.Record{Offset: int64(p.number(s)), Event: []byte("{}")})
 		}
 		p.core.resumed(linkID(p.number(w[0])), m)
-	case "deliver": // link partition generation epoch upto account@offset...
+	case "deliver": // link partition generation epoch upto account@offset... [for=request], of a replay
 		r := &link.PartitionRecords{Partition: uint32(p.number(w[1])), Generation: p.number(w[2]), Epoch: p.number(w[3]), Upto: int64(p.number(w[4]))}
 		for _, s := range w[5:] {
+			if request, ok := strings.CutPrefix(s, "for="); ok {
+				r.Request = p.number(request)
+				continue
+			}
 			account, offset, _ := strings.Cut(s, "@")
 			r.Records = append(r.Records, &link.Record{Account: account, Offset: int64(p.number(offset)), Event: []byte("{}")})
 		}

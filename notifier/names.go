@@ -18,6 +18,9 @@ const (
 	askedQueued               // will be asked with the next flush
 	askedLive                 // it has answered: events flow
 	askedFirst                // the first value that is a request
+
+	// It was live at the owner before, and this one has not answered yet. No request either.
+	askedAgain uint32 = math.MaxUint32
 )
 
 // nameEntry is 24 bytes without pointers.
@@ -122,6 +125,20 @@ func (n *names) wanted(name string) nameID {
 		return 0
 	}
 	return id
+}
+
+// hears is wanted, and what the owner knows of the name.
+func (n *names) hears(name string) (id nameID, asked uint32) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if id = n.find(name, n.hash(name)); id == 0 {
+		return 0, askedNot
+	}
+	e := n.entries.at(uint32(id))
+	if e.wants == 0 {
+		return 0, askedNot
+	}
+	return id, e.asked
 }
 
 // asked returns what the owner knows, and setAsked changes it if it is still `from`.

@@ -94,7 +94,7 @@ func (p *Partition) runSubscribe(now time.Time, link LinkID, s *Subscribe, late 
 		out.SpreadMs = p.spread.add(now, len(s.Accounts), p.cfg.FetchesPerSecond)
 	case Replay:
 		records := p.replayed()
-		p.out = append(p.out, Output{Kind: Delivery, Link: link, Generation: p.generation, Head: p.Head(), Records: records})
+		p.out = append(p.out, Output{Kind: Delivery, Link: link, Request: s.Request, Generation: p.generation, Head: p.Head(), Records: records})
 		p.stats.Deliveries += uint64(len(records))
 	}
 	p.stats.Answers[out.Answer]++

@@ -1362,12 +1362,15 @@ func (x *Deliveries) GetPartitions() []*PartitionRecords {
 }
 
 type PartitionRecords struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Partition     uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Upto          int64                  `protobuf:"varint,4,opt,name=upto,proto3" json:"upto,omitempty"` // all that this link wants up to here has been sent
-	Records       []*Record              `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Partition  uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Generation uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Epoch      uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Upto       int64                  `protobuf:"varint,4,opt,name=upto,proto3" json:"upto,omitempty"` // all that this link wants up to here has been sent
+	Records    []*Record              `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty"`
+	// Of a replay: the Subscribe that asked for it. Until the last replay that a notifier has asked for is answered, what comes
+	// without one for those accounts was sent before the node knew of the Subscribe, and may lie behind what is going to be replayed.
+	Request       uint64 `protobuf:"varint,6,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1435,6 +1438,13 @@ func (x *PartitionRecords) GetRecords() []*Record {
 		return x.Records
 	}
 	return nil
+}
+
+func (x *PartitionRecords) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
 }
 
 type Record struct {
@@ -2064,7 +2074,7 @@ const file_schema_link_link_proto_rawDesc = "" +
 	"Deliveries\x12B\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2\".mailbell.link.v1.PartitionRecordsR\n" +
-	"partitions\"\xae\x01\n" +
+	"partitions\"\xc8\x01\n" +
 	"\x10PartitionRecords\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x1e\n" +
 	"\n" +
@@ -2072,7 +2082,8 @@ const file_schema_link_link_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04upto\x18\x04 \x01(\x03R\x04upto\x122\n" +
-	"\arecords\x18\x05 \x03(\v2\x18.mailbell.link.v1.RecordR\arecords\"P\n" +
+	"\arecords\x18\x05 \x03(\v2\x18.mailbell.link.v1.RecordR\arecords\x12\x18\n" +
+	"\arequest\x18\x06 \x01(\x04R\arequest\"P\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x14\n" +
