@@ -122,11 +122,12 @@ func (p *partition) pos(i int32) schema.Position {
 }
 
 func (c *core) nextRequest() uint64 {
-	c.lastRequest++
-	for low := uint32(c.lastRequest); low < askedFirst || low == askedAgain; low = uint32(c.lastRequest) { // the low half marks accounts
+	for {
 		c.lastRequest++
+		if low := uint32(c.lastRequest); low >= askedFirst && low != askedAgain { // the low half marks accounts
+			return c.lastRequest
+		}
 	}
-	return c.lastRequest
 }
 
 // place is where an account's events are and how far they have been handed out. It reports false while that cannot be said:

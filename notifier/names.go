@@ -118,12 +118,7 @@ func (n *names) unwant(id nameID) (left uint32, asked uint32, name string) {
 
 // wanted returns the id of a name that someone wants, or 0.
 func (n *names) wanted(name string) nameID {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	id := n.find(name, n.hash(name))
-	if id == 0 || n.entries.at(uint32(id)).wants == 0 {
-		return 0
-	}
+	id, _ := n.hears(name)
 	return id
 }
 
