@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -130,7 +131,7 @@ func (a *abuse) begin(ctx context.Context, kind attack.Attack) (func() (attack.R
 	if err != nil {
 		return nil, err
 	}
-	_ = syscall.Setpriority(syscall.PRIO_PROCESS, p.cmd.Process.Pid, 19)
+	yieldCPU(p.cmd.Process.Pid)
 	restore, err := a.arrange(kind)
 	if err != nil {
 		return nil, err
@@ -167,6 +168,17 @@ func (a *abuse) begin(ctx context.Context, kind attack.Attack) (func() (attack.R
 		}
 		return last, nil
 	}, nil
+}
+
+// yieldCPU gives a process the least claim to the CPUs: all threads that it has, since Linux knows a priority for each, and
+// those that they start have it from them.
+func yieldCPU(pid int) {
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, t := range threads {
+		if id, err := strconv.Atoi(t.Name()); err == nil {
+			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, 19)
+		}
+	}
 }
 
 // pour publishes events for the attackers' own accounts until it is stopped.

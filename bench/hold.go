@@ -97,7 +97,7 @@ func (c HoldConfig) needs() needs {
 	)
 	n := needs{
 		perProcess: c.perNode() + 256, files: int64(c.Connections)*2 + int64(c.Nodes)*200 + 2000, watches: int64(c.Connections) * 2,
-		ports: c.perNode(), processes: 2 * c.Nodes, tuned: c.Tune,
+		ports: c.perNode(), processes: c.Nodes + c.clientProcesses(), tuned: c.Tune,
 		smaller: "fewer --connections, or --clients packets, which needs half",
 	}
 	n.memory = int64(c.Connections)*(2*socket+slot+client) + int64(2*c.Nodes)*process + reserved
@@ -120,10 +120,11 @@ type HoldResult struct {
 	Memory                 map[string]int64   `json:"memory"`           // its parts
 	ConnectsPerSecond      float64            `json:"connectsPerSecond"`
 	ConnectSeconds         float64            `json:"connectSeconds"`
-	ConnectCPUSeconds      map[string]float64 `json:"connectCPUSeconds"` // of the parts, while connecting
-	IdleCores              float64            `json:"idleCores"`         // of all notifiers, while nothing is published
-	IdleMicrosPerSecond    float64            `json:"idleMicrosecondsPerConnectionAndSecond"`
-	BusyCores              map[string]float64 `json:"busyCores"` // while publishing
+	ConnectCPUSeconds      map[string]float64 `json:"connectCPUSeconds"`                      // of the parts, while connecting
+	IdleCores              float64            `json:"idleCores"`                              // of all notifiers, while nothing is published
+	IdleCoresBefore        float64            `json:"idleCoresBefore"`                        // the same before anybody had connected
+	IdleMicrosPerSecond    float64            `json:"idleMicrosecondsPerConnectionAndSecond"` // of the difference
+	BusyCores              map[string]float64 `json:"busyCores"`                              // while publishing
 	EventsPublished        int                `json:"eventsPublished"`
 	EventsExpected         int                `json:"eventsExpected"`
 	EventsReceived         int                `json:"eventsReceived"`
@@ -166,6 +167,8 @@ type hold struct {
 	before   holdMemory
 	started  time.Time
 	measured time.Time // when before was
+
+	coresBefore float64
 }
 
 // Hold runs the bench. Everything that it started has ended when it returns, and every setting is what it was.
@@ -213,7 +216,7 @@ func (h *hold) run(ctx context.Context, within *netns) (HoldResult, error) {
 		return h.result, err
 	}
 	defer h.fleet.stop()
-	for _, step := range []func(context.Context) error{h.warmUp, h.measureBefore, h.connect, h.measureAfter, h.publish, h.settle} {
+	for _, step := range []func(context.Context) error{h.warmUp, h.measureBefore, h.idleBefore, h.connect, h.measureAfter, h.publish, h.settle} {
 		if err := step(ctx); err != nil {
 			return h.result, err
 		}

@@ -164,22 +164,29 @@ func (h *hold) connect(ctx context.Context) error {
 	return nil
 }
 
-// connectSockets brings up two processes of clients at a time.
+// clientsAtOnce is how many processes of clients connect at a time. Each has one thread, and one alone is slower than a
+// notifier.
+const clientsAtOnce = 2
+
+// clientProcesses is one for each notifier, so that each has as many files, and at least as many as connect at a time.
+func (c HoldConfig) clientProcesses() int { return min(max(c.Nodes, clientsAtOnce), c.Connections) }
+
+// connectSockets brings the clients up, some processes at a time.
 func (h *hold) connectSockets(ctx context.Context) error {
-	const atOnce = 2
-	for i := range h.cfg.Nodes {
+	n := h.cfg.clientProcesses()
+	for i := range n {
 		c, err := h.startClients(fmt.Sprintf("clients-%d", i+1), h.swarmConfig(i))
 		if err != nil {
 			return err
 		}
 		h.clients = append(h.clients, c)
-		if i+1 >= atOnce {
-			if err := h.up(ctx, i+1-atOnce); err != nil {
+		if i+1 >= clientsAtOnce {
+			if err := h.up(ctx, i+1-clientsAtOnce); err != nil {
 				return err
 			}
 		}
 	}
-	for i := max(0, h.cfg.Nodes-atOnce+1); i < h.cfg.Nodes; i++ {
+	for i := max(0, n-clientsAtOnce+1); i < n; i++ {
 		if err := h.up(ctx, i); err != nil {
 			return err
 		}
@@ -190,10 +197,11 @@ func (h *hold) connectSockets(ctx context.Context) error {
 // swarmConfig is that of the i-th process of clients; all of them fill the notifiers evenly, as the gateway would:
 // the bus moves clients away from a notifier that is fuller than the others.
 func (h *hold) swarmConfig(i int) swarm.Config {
-	first := h.cfg.Connections * i / h.cfg.Nodes
+	n := h.cfg.clientProcesses()
+	first := h.cfg.Connections * i / n
 	cfg := swarm.Config{
-		Run: h.fleet.run, Connections: h.cfg.Connections*(i+1)/h.cfg.Nodes - first, First: uint32(first),
-		SourceIP: fmt.Sprintf("127.2.%d.%d", i/200, 1+i%200), ReportMs: 500, Sparse: true,
+		Run: h.fleet.run, Connections: h.cfg.Connections*(i+1)/n - first, First: uint32(first),
+		SourceIP: fmt.Sprintf("127.2.%d.%d", i/200, 1+i%200), ReportMs: 100, Sparse: true,
 	}
 	if h.cfg.Tickets {
 		cfg.Gateways, cfg.ServiceToken = []string{h.fleet.gateway}, h.fleet.serviceToken

@@ -162,25 +162,45 @@ func (h *hold) measureAfter(ctx context.Context) error {
 	return nil
 }
 
+// longestBefore is how long the notifiers are watched without connections: what they do then, they do every second.
+const longestBefore = 20 * time.Second
+
+// idleBefore measures what the notifiers do without connections.
+func (h *hold) idleBefore(ctx context.Context) (err error) {
+	watch := min(h.cfg.Quiet, longestBefore)
+	h.cfg.Progress.say("nobody is connected: quiet for %v", watch)
+	h.coresBefore, err = h.quietCores(ctx, watch)
+	h.result.IdleCoresBefore = roundCPU(h.coresBefore)
+	return err
+}
+
 // idle measures what the notifiers do while nothing is published.
 func (h *hold) idle(ctx context.Context) error {
-	before, err := h.cpu()
+	h.cfg.Progress.say("holding %d connections: quiet for %v", h.result.Connections, h.cfg.Quiet)
+	cores, err := h.quietCores(ctx, h.cfg.Quiet)
 	if err != nil {
 		return err
 	}
+	h.result.IdleCores = roundCPU(cores)
+	h.result.IdleMicrosPerSecond = round3((cores - h.coresBefore) * 1e6 / float64(max(1, h.result.Connections)))
+	return nil
+}
+
+// quietCores is what the notifiers use while they are left alone for so long.
+func (h *hold) quietCores(ctx context.Context, watch time.Duration) (float64, error) {
+	before, err := h.cpu()
+	if err != nil {
+		return 0, err
+	}
 	start := time.Now()
-	h.cfg.Progress.say("holding %d connections: quiet for %v", h.result.Connections, h.cfg.Quiet)
-	if err := pause(ctx, h.cfg.Quiet); err != nil {
-		return err
+	if err := pause(ctx, watch); err != nil {
+		return 0, err
 	}
 	after, err := h.cpu()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	cores := (after["notifiers"] - before["notifiers"]) / time.Since(start).Seconds()
-	h.result.IdleCores = round3(cores)
-	h.result.IdleMicrosPerSecond = round3(cores * 1e6 / float64(max(1, h.result.Connections)))
-	return nil
+	return (after["notifiers"] - before["notifiers"]) / time.Since(start).Seconds(), nil
 }
 
 // cpu is the CPU seconds of the parts so far.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,8 @@ type admission struct {
 	changed    chan struct{} // something has been given back
 	handshakes atomic.Int64
 	sockets    atomic.Int64
+	free       atomic.Int64 // accepts a second beside those that come now, as last told to the bus; 0 is not known yet
+	turn       atomic.Int64 // of the last one turned away, in µs of Unix time: when there is room for it
 
 	// Owned by the acceptor: the token bucket, as the moment from which on a connection would
 	// have been due with an empty one.
@@ -79,6 +82,34 @@ func (a *admission) accepted() {
 // ease is how much of the room for handshakes is free, from 0 to 1.
 func (a *admission) ease() float64 {
 	return max(0, 1-float64(a.handshakes.Load())/float64(a.limits.MaxHandshakes))
+}
+
+// longestRetry is what somebody who is turned away is told to wait at most, in seconds.
+const longestRetry = 60
+
+// answer is the whole answer to who is turned away. With a 503 each is told to come back when those before would be
+// back, at the rate at which this node has room: then they don't all come at once, here or at the gateway.
+func (a *admission) answer(r *refusal) []byte {
+	if r.status != http.StatusServiceUnavailable {
+		return r.response(r.retry)
+	}
+	return r.response(min(r.retry+a.takeTurn(time.Now()), longestRetry))
+}
+
+// takeTurn puts one more in line, and returns the seconds until its turn.
+func (a *admission) takeTurn(now time.Time) int {
+	rate := a.free.Load()
+	if rate == 0 {
+		rate = int64(a.limits.AcceptRate)
+	}
+	step := time.Second.Microseconds() / max(1, rate)
+	for {
+		last := a.turn.Load()
+		next := max(last, now.UnixMicro()) + step
+		if a.turn.CompareAndSwap(last, next) {
+			return int((next - now.UnixMicro()) / time.Second.Microseconds())
+		}
+	}
 }
 
 // done is the end of a handshake, closed that of a socket.
@@ -149,6 +180,21 @@ func listen(cfg Config) (fd int, addr net.Addr, err error) {
 	return fd, l.Addr(), nil
 }
 
+// TCP's keepalive, for peers that have gone without a word while pings are off or seldom: a probe after so long without any
+// packet, and the connection's end when none of three was answered.
+const (
+	keepIdle     = 2 * time.Minute
+	keepInterval = 30 * time.Second
+	keepProbes   = 3
+)
+
+// userTimeout is how long what was sent may wait for the peer's acknowledgement (RFC 5482). Linux also ends a connection
+// by it that has been silent for as long and has one probe unanswered, however many are to be sent: it must not be shorter
+// than they take together, or one lost packet would be the end of a sleeping client.
+func userTimeout(cfg Config) time.Duration {
+	return max(cfg.WriteTimeout, keepIdle+keepProbes*keepInterval)
+}
+
 // notSent is how many bytes a client that does not read may have waiting in the kernel, beyond what is on its way to it: by
 // itself the kernel keeps 2.5 MB and more for each, which no limit here counts. It is the longest event's size.
 const notSent = 64 << 10
@@ -157,10 +203,10 @@ func setOptions(fd int, cfg Config) error {
 	options := []struct{ level, name, value int }{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 120},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 30},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
-		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(cfg.WriteTimeout / time.Millisecond)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepIdle / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepInterval / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepProbes},
+		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout(cfg) / time.Millisecond)},
 		{unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent},
 	}
 	for _, o := range options {

@@ -3,6 +3,7 @@ package notifier
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/mailru/easygo/netpoll"
 	"golang.org/x/sys/unix"
@@ -32,13 +33,20 @@ const (
 // readyAtOnce is how many connections are asked for in one system call.
 const readyAtOnce = 256
 
+// nap is how long those that become ready may wait for others, so that a thread is not woken for each of the pongs of a
+// round of pings. What is sent to clients does not wait.
+const nap = time.Millisecond
+
 // epoll watches a shard's connections. The kernel keeps a handle with each, and netpoll watches the one descriptor
 // that tells whether any of them is ready: a callback and a place in netpoll's map for every connection would be two
 // pointers each, through which the collector would have to go in every cycle (BenchmarkGC).
 type epoll struct {
 	fd    int
 	outer poller
-	ready []unix.EpollEvent // owned by the outer poller's goroutine
+
+	// Owned by the outer poller's goroutine.
+	ready []unix.EpollEvent
+	asked time.Time // when the kernel was last asked who is ready
 }
 
 // openEpoll returns an epoll that calls back, from one goroutine, until it is closed. What is told of a handle may be
@@ -57,7 +65,12 @@ func openEpoll(outer poller, event func(handle, netpoll.EpollEvent)) (*epoll, er
 }
 
 // dispatch tells of those that are ready, once: the outer poller is level-triggered, and can be closed in between.
+// After a quiet moment it does so at once; else those who become ready within a nap are told of together.
 func (e *epoll) dispatch(event func(handle, netpoll.EpollEvent)) {
+	if wait := nap - time.Since(e.asked); wait > 0 {
+		time.Sleep(wait)
+	}
+	e.asked = time.Now()
 	n, err := unix.EpollWait(e.fd, e.ready, 0)
 	if err != nil {
 		return
@@ -65,6 +78,9 @@ func (e *epoll) dispatch(event func(handle, netpoll.EpollEvent)) {
 	for i := range e.ready[:n] {
 		ev := &e.ready[i]
 		event(handle(uint32(ev.Fd))|handle(uint32(ev.Pad))<<32, netpoll.EpollEvent(ev.Events))
+	}
+	if n == len(e.ready) {
+		e.asked = time.Time{} // there are more
 	}
 }
 

@@ -41,7 +41,7 @@ type refusal struct {
 	status  int
 	code    string // in the body, and the metric's label
 	message string
-	retry   int // seconds of Retry-After, 0 is none
+	retry   int // least seconds of Retry-After, 0 is none
 }
 
 func (r *refusal) Error() string { return r.message }
@@ -67,8 +67,8 @@ var (
 	errWait = errors.New("notifier: the key has to be fetched")
 )
 
-// response is the whole HTTP answer.
-func (r *refusal) response() []byte {
+// response is the whole HTTP answer; retry is the seconds of Retry-After, 0 for none.
+func (r *refusal) response(retry int) []byte {
 	// As the gateway and the ingest answer.
 	body, err := json.Marshal(map[string]map[string]string{"error": {"code": r.code, "message": r.message}})
 	if err != nil {
@@ -84,8 +84,8 @@ func (r *refusal) response() []byte {
 	case http.StatusUnauthorized:
 		b = append(b, "WWW-Authenticate: Bearer\r\n"...)
 	}
-	if r.retry > 0 {
-		b = fmt.Appendf(b, "Retry-After: %d\r\n", r.retry)
+	if retry > 0 {
+		b = fmt.Appendf(b, "Retry-After: %d\r\n", retry)
 	}
 	return append(append(b, "\r\n"...), body...)
 }
@@ -188,7 +188,7 @@ func (u *upgrader) Write(p []byte) (int, error) {
 }
 
 // upgrade answers the request's head, which it may change but does not keep. The response is valid until the next
-// call. A refused handshake has the refusal as its error, one that would have to wait errWait.
+// call. A refused handshake has the refusal as its error and no response, one that would have to wait errWait.
 func (u *upgrader) upgrade(head []byte) (response []byte, access auth.Access, err error) {
 	u.in.Reset(head)
 	u.out = u.out[:0]
@@ -202,8 +202,7 @@ func (u *upgrader) upgrade(head []byte) (response []byte, access auth.Access, er
 	if errors.Is(err, errWait) {
 		return nil, access, errWait
 	}
-	r := refusalOf(err)
-	return r.response(), access, r
+	return nil, access, refusalOf(err)
 }
 
 // upgradeWaiting is upgrade for a goroutine that may wait.

@@ -1,6 +1,7 @@
 package notifier
 
 import (
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -130,5 +131,39 @@ func TestConfigRefuses(t *testing.T) {
 		MaxConnections: -1, MaxPerAddress: -1, MaxPerAccount: -1, MaxHandshakes: -1, AcceptRate: -1, MaxSubscriptions: -1, TotalBacklog: -1}}
 	if err := c.Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Those who are turned away together are told to come back one after the other, as fast as there is room.
+func TestTurnedAwayTakeTurns(t *testing.T) {
+	retryAfter := func(a *admission, r *refusal) (n int) {
+		_, after, ok := strings.Cut(string(a.answer(r)), "Retry-After: ")
+		if !ok {
+			return 0
+		}
+		fmt.Sscan(after, &n)
+		return n
+	}
+	a := newAdmission(Limits{AcceptRate: 1000}.withDefaults(), func() bool { return false })
+	first := retryAfter(a, refuseDrain)
+	a.free.Store(10)
+	for range 99 {
+		retryAfter(a, refuseDrain)
+	}
+	last := retryAfter(a, refuseDrain)
+	if first != refuseDrain.retry || last < first+9 || last > first+10 {
+		t.Errorf("the first is told %d s, the one after a hundred at 10 a second %d s", first, last)
+	}
+	for range 10_000 {
+		last = retryAfter(a, refuseFull)
+	}
+	if last != longestRetry {
+		t.Errorf("told to wait %d s, %d are the most", last, longestRetry)
+	}
+	if got := retryAfter(a, refuseAccount); got != refuseAccount.retry {
+		t.Errorf("a limit of the account: %d s", got)
+	}
+	if got := retryAfter(a, refusePath); got != 0 {
+		t.Errorf("a wrong path: %d s", got)
 	}
 }

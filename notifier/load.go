@@ -35,6 +35,7 @@ func (l *loadMeter) measure(s *shared, now time.Time) *link.Load {
 		Draining:             s.draining.Load() || s.waiting.Load(),
 		Subscriptions:        wants,
 	}
+	s.admit.free.Store(max(1, int64(m.FreeAcceptsPerSecond)))
 	if s.cfg.CustomLoad != nil {
 		m.Custom = s.cfg.CustomLoad()
 	}

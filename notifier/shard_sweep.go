@@ -12,8 +12,8 @@ import (
 func (sh *shard) runSweeper(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	next := sh.sweep()
 	for {
-		next := sh.sweep()
 		wait := time.Hour
 		if next != math.MaxUint32 {
 			wait = time.Until(sh.born.Add(time.Duration(next) * (time.Second / ticksPerSecond)))
@@ -24,12 +24,19 @@ func (sh *shard) runSweeper(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+			next = sh.sweep()
 		case <-sh.wake:
+			sh.enter()
+			next = sh.nextSweep
+			sh.leave()
 		}
 	}
 }
 
-// sweep looks at all that is due, giving mu back after each chunk, and returns when the next one is.
+// lookAtOnce is how many connections the sweeper pings or ends before it gives mu back: some 0.3 ms.
+const lookAtOnce = 64
+
+// sweep looks at all that is due, giving mu back between, and returns when the next one is.
 func (sh *shard) sweep() (next uint32) {
 	sh.enter()
 	sh.nextSweep = math.MaxUint32 // setDue lowers it for what comes while we sweep
@@ -37,8 +44,7 @@ func (sh *shard) sweep() (next uint32) {
 	next = math.MaxUint32
 	for part := 0; part < len(sh.slots.due.parts); part++ {
 		if part > 0 {
-			sh.leave()
-			sh.enter()
+			sh.breathe()
 		}
 		next = min(next, sh.sweepChunk(part, now))
 	}
@@ -48,9 +54,16 @@ func (sh *shard) sweep() (next uint32) {
 	return next
 }
 
+// breathe lets others have mu.
+func (sh *shard) breathe() {
+	sh.leave()
+	sh.enter()
+}
+
 func (sh *shard) sweepChunk(part int, now uint32) (next uint32) {
 	next = math.MaxUint32
 	chunk := sh.slots.due.parts[part]
+	looked := 0
 	for j := range chunk {
 		if chunk[j] == 0 {
 			continue
@@ -59,6 +72,7 @@ func (sh *shard) sweepChunk(part int, now uint32) (next uint32) {
 			i := uint32(part<<chunkShift + j)
 			c := sh.slots.all.at(i)
 			chunk[j] = 0
+			looked++
 			gen := c.gen
 			sh.overdue(i, c, now)
 			if c.gen == gen && c.state != slotFree {
@@ -67,6 +81,10 @@ func (sh *shard) sweepChunk(part int, now uint32) (next uint32) {
 		}
 		if chunk[j] != 0 {
 			next = min(next, chunk[j])
+		}
+		if looked == lookAtOnce {
+			sh.breathe()
+			looked = 0
 		}
 	}
 	return next
@@ -164,7 +182,7 @@ func (sh *shard) shed() (n int) {
 		if age(c) == least {
 			same--
 		}
-		sendSocket(c.fd, refuseBusy.response())
+		sendSocket(c.fd, sh.admit.answer(refuseBusy))
 		sh.drop(i, c, refuseBusy.code)
 		n++
 	}
@@ -206,7 +224,7 @@ func (sh *shard) stop() {
 				sendSocket(c.fd, closeShutdown.frame())
 			}
 		} else if c.state == slotHead || c.state == slotChecking {
-			sendSocket(c.fd, refuseDrain.response())
+			sendSocket(c.fd, sh.admit.answer(refuseDrain))
 		}
 		unix.Shutdown(int(c.fd), unix.SHUT_WR)
 		sh.drop(i, c, endStop)

@@ -84,7 +84,7 @@ func printHold(w io.Writer, r bench.HoldResult) {
 			fmt.Fprintf(w, " %s %d", name, r.Memory[name]/mib)
 		}
 	}
-	fmt.Fprintf(w, "\nidle                 %.3f cores, %.3f µs/s per connection\n", r.IdleCores, r.IdleMicrosPerSecond)
+	fmt.Fprintf(w, "\nidle                 %.4f cores, %.4f before anybody had connected, %.3f µs/s per connection\n", r.IdleCores, r.IdleCoresBefore, r.IdleMicrosPerSecond)
 	fmt.Fprintf(w, "publish to socket    %v\n", r.LatencyMs)
 	fmt.Fprintf(w, "events               %.0f/s, expected %d, received %d, told %d, lost %d, duplicates %d, misordered %d\n",
 		r.EventsPerSecond, r.EventsExpected, r.EventsReceived, r.Told, r.Lost, r.Duplicates, r.Misordered)
