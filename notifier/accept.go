@@ -232,11 +232,13 @@ func (a *acceptor) run(ctx context.Context) error {
 		case <-a.ready:
 		}
 		for {
-			reason, wait := a.acceptAll()
-			if reason == "" {
+			reason, wait := a.acceptSome()
+			if wait == 0 {
 				break
 			}
-			a.metrics.pauses.WithLabelValues(reason).Inc()
+			if reason != "" {
+				a.metrics.pauses.WithLabelValues(reason).Inc()
+			}
 			if reason == pauseHandshakes {
 				if wait = a.makeRoom(); wait == 0 {
 					continue
@@ -290,11 +292,17 @@ func (a *acceptor) register() error {
 	return nil
 }
 
-// acceptAll accepts all that wait, or returns why it stopped and when to go on.
-func (a *acceptor) acceptAll() (reason string, wait time.Duration) {
+// acceptsAtOnce is how many connections are accepted before a nap.
+const acceptsAtOnce = 64
+
+// acceptSome accepts those that wait, and returns when to go on if there may be more, and why if it had to stop.
+func (a *acceptor) acceptSome() (reason string, wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.fd >= 0 {
+	if a.fd < 0 {
+		return "", 0
+	}
+	for range acceptsAtOnce {
 		if reason, wait := a.admit.ask(time.Now()); reason != "" {
 			return reason, wait
 		}
@@ -311,7 +319,7 @@ func (a *acceptor) acceptAll() (reason string, wait time.Duration) {
 			return pauseFiles, 100 * time.Millisecond
 		}
 	}
-	return "", 0
+	return "", nap
 }
 
 // take gives an accepted descriptor to a shard.

@@ -94,8 +94,7 @@ func (sh *shard) deliver(batch []delivery) {
 			n = next
 			if left--; left == 0 {
 				left = deliverTurn
-				sh.leave()
-				sh.enter()
+				sh.breathe()
 				if n != 0 && sh.subs.all.at(n).account != d.account { // it has gone: by the floors nobody gets it twice
 					n = sh.subs.first(d.account)
 				}

@@ -184,7 +184,9 @@ func (sh *shard) shed() (n int) {
 		}
 		sendSocket(c.fd, sh.admit.answer(refuseBusy))
 		sh.drop(i, c, refuseBusy.code)
-		n++
+		if n++; n%lookAtOnce == 0 {
+			sh.breathe()
+		}
 	}
 	return n
 }
