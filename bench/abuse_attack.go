@@ -11,7 +11,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -170,13 +169,14 @@ func (a *abuse) begin(ctx context.Context, kind attack.Attack) (func() (attack.R
 	}, nil
 }
 
-// yieldCPU gives a process the least claim to the CPUs: all threads that it has, since Linux knows a priority for each, and
-// those that they start have it from them.
+// yieldCPU has a process run only where nobody else wants to, as if it were on a machine of its own: all threads that it has,
+// since Linux schedules each by itself, and those that they start have it from them. A low priority would not do: a thread
+// that wakes waits for the slice of one that runs with it, but not for an idle one's.
 func yieldCPU(pid int) {
 	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	for _, t := range threads {
 		if id, err := strconv.Atoi(t.Name()); err == nil {
-			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, 19)
+			_ = unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 		}
 	}
 }
