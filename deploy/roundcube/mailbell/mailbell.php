@@ -96,12 +96,16 @@ class mailbell extends rcube_plugin
         }
     }
 
-    /** Roundcube checks the request token of a POST only. */
+    /** Roundcube checks the request token of a POST only, and of none without a form. */
     private function only_post(): void
     {
         if (($_SERVER['REQUEST_METHOD'] ?? '') !== 'POST') {
             http_response_code(405);
             header('Allow: POST');
+            exit;
+        }
+        if (empty($_POST)) {
+            http_response_code(403);
             exit;
         }
     }
