@@ -6,17 +6,28 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/mailbell/mailbell/internal/chromiumproc"
 	"github.com/mailbell/mailbell/internal/dovecotproc"
+	"github.com/mailbell/mailbell/internal/roundcubeproc"
 )
 
-// TestRoundcubeSession asks for tickets as a page must not.
+// triesAgain is within what a page that lost its socket asks for a ticket, and then for another when it got none.
+const triesAgain = 3 * time.Second
+
+// TestRoundcubeSession has sessions end while pages are open, and asks for tickets as a page must not. No page refreshes
+// by itself, so that what asks is known.
 func TestRoundcubeSession(t *testing.T) {
 	t.Parallel()
-	s := startRoundcube(t, "")
+	s := startRoundcube(t, "", "$config['refresh_interval'] = 1800;", "$config['mailbell_catch_up'] = 0;")
 	t.Run("a ticket takes a POST with the token", s.ticketTakesPost)
+	t.Run("it ended while somebody writes", s.endedWhileWriting)
+	t.Run("it ended before the socket", s.endedBeforeSocket)
 }
 
 func (s *roundcubeSite) ticketTakesPost(t *testing.T) {
@@ -82,4 +93,60 @@ func (s *roundcubeSite) ask(t *testing.T, client *http.Client, method, query, to
 	text, err := io.ReadAll(resp.Body)
 	must(t, err)
 	return resp, string(text)
+}
+
+// endSessions takes all sessions away, as Roundcube does with those that were not used for long.
+func (s *roundcubeSite) endSessions(t *testing.T) {
+	t.Helper()
+	const script = `$db = new PDO("sqlite:$argv[1]"); $db->setAttribute(PDO::ATTR_ERRMODE, PDO::ERRMODE_EXCEPTION); exit($db->exec("DELETE FROM session") > 0 ? 0 : 1);`
+	if out, err := exec.Command("php", "-r", script, filepath.Join(s.web.Dir(), "db", "roundcube.db")).CombinedOutput(); err != nil {
+		t.Fatalf("end sessions: %v\n%s", err, out)
+	}
+}
+
+// openAfresh opens a page in a new browser and waits until it has asked all that it asks at its start.
+func (s *roundcubeSite) openAfresh(t *testing.T) (tab *chromiumproc.Tab, session string) {
+	t.Helper()
+	since := time.Now()
+	tab = s.open(t, alice)
+	last, err := s.web.WaitForRequest(soon(t), since, func(r roundcubeproc.Request) bool { return r.Action == "check-recent" })
+	must(t, err)
+	return tab, last.Session
+}
+
+// endedWhileWriting: Roundcube stays with the message and asks no more, and neither does the plugin.
+func (s *roundcubeSite) endedWhileWriting(t *testing.T) {
+	tab, session := s.openAfresh(t)
+	evaluate(t, tab, `rcmail.command("compose"), ""`)
+	tab.Until(`globalThis.rcmail?.env.action === "compose" && !rcmail.busy`)
+	tab.See("html[data-mailbell=up]")
+	evaluate(t, tab, `rcmail.start_refresh = () => document.body.classList.add("refreshes"), ""`)
+	s.endSessions(t)
+	since := time.Now()
+	tab.Type("#compose-subject", "Unsaved")
+	evaluate(t, tab, `rcmail.command("savedraft"), ""`)
+	tab.See("html[data-mailbell=down]")
+	evaluate(t, tab, `rcmail.keep_alive(), ""`)
+	s.asked(t, since, session, "keep-alive")
+	tab.Until(`jQuery.active === 0`)
+	if evaluate(t, tab, `document.body.matches(".refreshes")`) != "false" {
+		t.Error("refreshes began anew in a session that has ended")
+	}
+	s.expect(t, "an ended session", since, "", "", "keep-alive") // the draft is a form's
+}
+
+// endedBeforeSocket: one ticket is asked for, and Roundcube's next refresh leads to the login page.
+func (s *roundcubeSite) endedBeforeSocket(t *testing.T) {
+	tab, _ := s.openAfresh(t)
+	s.endSessions(t)
+	since := time.Now()
+	s.bell.kill(t)
+	first, err := s.web.WaitForRequest(soon(t), since, roundcubeproc.Request.Dynamic)
+	must(t, err)
+	evaluate(t, tab, `dispatchEvent(new Event("online")), ""`) // a page that waits would ask now
+	waitUntil(t, first.At.Add(triesAgain))
+	s.expect(t, "an ended session", since, "", "plugin.mailbell.ticket")
+	evaluate(t, tab, `rcmail.refresh(), ""`)
+	tab.See("#rcmloginuser")
+	s.expect(t, "an ended session, and a refresh", since, "", "plugin.mailbell.ticket", "refresh", "")
 }

@@ -447,9 +447,11 @@ class Live {
     if (up === this.#up) return;
     this.#up = up;
     clearTimeout(this.#catchUp);
+    this.#mark();
+    // Roundcube leads to the login page, or stays with a message that somebody writes and asks no more.
+    if (this.rcmail.env.server_error === 401) return;
     this.#setInterval();
     this.rcmail.start_keepalive();
-    this.#mark();
     if (up) {
       // A store that could not report then does not report it later: the log has nothing of it to replay.
       this.#owes ||= Date.now() - this.#downSince > OUTAGE;
@@ -528,9 +530,12 @@ class Live {
       if (!this.#upAtRefresh || !this.#up || this.#blind || !response.callbacks) return;
       response.callbacks = response.callbacks.filter(([name]) => name !== "plugin.newmail_notifier");
     });
-    rcmail.addEventListener("responseafter", () => {
-      if (rcmail.env.server_error === 401) this.#end();
-    });
+    // Also called by the frame that a draft is saved in.
+    const sessionError = rcmail.session_error;
+    rcmail.session_error = (...args) => {
+      sessionError.apply(rcmail, args);
+      this.#end();
+    };
     const leave = () => {
       this.#tabs?.postMessage(rcmail.env.user_id);
       this.#end();
