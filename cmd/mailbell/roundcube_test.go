@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ const (
 func TestRoundcube(t *testing.T) {
 	s := startRoundcube(t, "")
 	other := s.another(t, alice)
-	for _, folder := range []string{"Projects", "Entwürfe", "Zoo", "Trash"} {
+	for _, folder := range []string{"Projects", "Entwürfe", "Zoo", "Trash", "Drafts"} {
 		must(t, other.Create(folder, nil).Wait())
 		must(t, other.Subscribe(folder).Wait())
 	}
@@ -62,6 +63,7 @@ func TestRoundcube(t *testing.T) {
 	t.Run("folders change", func(t *testing.T) { s.foldersChange(t, tab, other, alices) })
 	tab.Screenshot("roundcube-folders")
 	t.Run("own changes do not echo", func(t *testing.T) { s.ownChangesDoNotEcho(t, tab, other, alices) })
+	t.Run("own messages do not echo", func(t *testing.T) { s.ownMessagesDoNotEcho(t, tab, other, alices) })
 	t.Run("a hidden tab waits", func(t *testing.T) { s.hiddenTabWaits(t, tab, alices) })
 	t.Run("a reload keeps counts", func(t *testing.T) { s.reloadKeepsCounts(t, tab, alices) })
 	t.Run("idle asks nothing", func(t *testing.T) {
@@ -194,6 +196,43 @@ func (s *roundcubeSite) ownChangesDoNotEcho(t *testing.T, tab *chromiumproc.Tab,
 	if !slices.Equal(got, want) {
 		t.Errorf("own changes, and then a message: requests %q, want %q", got, want)
 	}
+}
+
+// ownMessagesDoNotEcho has the page append: to the open folder, and then, as somebody writes, to Drafts.
+func (s *roundcubeSite) ownMessagesDoNotEcho(t *testing.T, tab *chromiumproc.Tab, other *imapclient.Client, session string) {
+	since := time.Now()
+	evaluate(t, tab, fmt.Sprintf(`(() => {
+		const file = new DataTransfer();
+		file.items.add(new File([%q], "own.eml", {type: "message/rfc822"}));
+		rcmail.gui_objects.importform.querySelector("input[type=file]").files = file.files;
+		rcmail.command("import-messages", rcmail.gui_objects.importform);
+	})()`, dovecotproc.Message("sam@example.com", alice, "Of my own", "Text.")))
+	tab.Until(row("Of my own") + ` !== undefined && !rcmail.busy && jQuery.active === 0`)
+	s.noted(t, tab, other)
+	s.expect(t, "an import", since, session, "import", "list")
+
+	since = time.Now()
+	evaluate(t, tab, `rcmail.command("compose"), ""`)
+	tab.Until(`globalThis.rcmail?.env.action === "compose" && !rcmail.busy`)
+	tab.See("html[data-mailbell=up]")
+	tab.Type("#compose-subject", "A draft")
+	evaluate(t, tab, `rcmail.command("savedraft"), ""`)
+	tab.Until(`Boolean(rcmail.env.draft_id)`)
+	tab.Until(fmt.Sprintf(`JSON.parse(sessionStorage.getItem("mailbell-counts:%s")).counts.Drafts === 0`, alice)) // by the event
+	tab.Go(s.web.URL() + "/?_task=mail&_mbox=Drafts")
+	quiet(tab)
+	// What a flag shows after is all heard, see noted.
+	_, err := other.Select("Drafts", nil).Wait()
+	must(t, err)
+	must(t, other.Store(imap.SeqSetNum(1), &imap.StoreFlags{Op: imap.StoreFlagsAdd, Flags: []imap.Flag{imap.FlagFlagged}}, nil).Close())
+	tab.Until(row("A draft") + `?.matches(".flagged") && rcmail.mailbell.settled`)
+	for _, r := range s.requests(t, since, session) {
+		if r.Action == "refresh" || r.Action == "check-recent" || strings.HasPrefix(r.Action, "plugin.mailbell.") {
+			t.Errorf("a draft: an unexpected request %v", r)
+		}
+	}
+	tab.Go(s.web.URL() + "/?_task=mail&_mbox=INBOX")
+	quiet(tab)
 }
 
 // noted waits until the page has heard all that happened so far, and has asked for what it lacks of it. An account's
