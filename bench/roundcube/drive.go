@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/mailbell/mailbell/bench/cputime"
+	"github.com/mailbell/mailbell/schema"
 )
 
 // measure takes the side's figures, with mail and without.
@@ -20,19 +22,18 @@ func (s *side) measure(ctx context.Context, r *Result) error {
 	} else if err := s.measureDelivery(ctx, r); err != nil {
 		return err
 	}
-	for _, rate := range []float64{s.cfg.ChangeRate, 0} {
-		f, err := s.hours(ctx, rate, r.DeliveryCPUMs)
+	for _, of := range []struct {
+		pair            *Pair
+		rate, elsewhere float64
+	}{{&r.Busy, s.cfg.ChangeRate, 0}, {&r.Mixed, s.cfg.ChangeRate, elsewhere}, {&r.Idle, 0, 0}} {
+		f, err := s.hours(ctx, of.rate, of.elsewhere, r.DeliveryCPUMs)
 		if err != nil {
 			return err
 		}
-		pair := &r.Busy
-		if rate == 0 {
-			pair = &r.Idle
-		}
 		if s.push {
-			pair.Push = f
+			of.pair.Push = f
 		} else {
-			pair.Poll = f
+			of.pair.Poll = f
 		}
 	}
 	return nil
@@ -109,9 +110,9 @@ func (s *side) socketBytes() (in, out int64, err error) {
 	return in, out, nil
 }
 
-// hours lets the users be for the span, and measures.
-func (s *side) hours(ctx context.Context, rate, deliveryMs float64) (Figures, error) {
-	s.cfg.Say("%s: %v with %g changes a user-hour", s.name(), s.cfg.Span, rate)
+// hours lets the users be for the span, and measures. Of their changes a part is elsewhere.
+func (s *side) hours(ctx context.Context, rate, elsewhere, deliveryMs float64) (Figures, error) {
+	s.cfg.Say("%s: %v with %g changes a user-hour, %.0f %% of them elsewhere", s.name(), s.cfg.Span, rate, 100*elsewhere)
 	s.failures = failures{}
 	before, err := s.cpu()
 	if err != nil {
@@ -122,7 +123,8 @@ func (s *side) hours(ctx context.Context, rate, deliveryMs float64) (Figures, er
 		return Figures{}, err
 	}
 	start := time.Now()
-	s.drive(ctx, rate)
+	s.elsewhere.Store(0)
+	s.drive(ctx, rate, elsewhere)
 	if ctx.Err() != nil {
 		return Figures{}, ctx.Err()
 	}
@@ -131,7 +133,7 @@ func (s *side) hours(ctx context.Context, rate, deliveryMs float64) (Figures, er
 	if err != nil {
 		return Figures{}, err
 	}
-	f := Figures{ByProcess: make(map[string]float64), RequestsByAction: make(map[string]int), Failed: s.failures.count}
+	f := Figures{ByProcess: make(map[string]float64), RequestsByAction: make(map[string]int), Failed: s.failures.count, Elsewhere: int(s.elsewhere.Load())}
 	s.book(&f)
 	if f.SocketBytesIn, f.SocketBytesOut, err = s.socketBytes(); err != nil {
 		return f, err
@@ -143,7 +145,7 @@ func (s *side) hours(ctx context.Context, rate, deliveryMs float64) (Figures, er
 		case "mailbell":
 			used -= s.idleCores * took.Seconds()
 		case "dovecot":
-			used -= deliveryMs / 1000 * float64(f.Changes)
+			used -= deliveryMs / 1000 * float64(f.Changes+f.Elsewhere)
 		}
 		f.ByProcess[name] = used
 		f.CPUSeconds += used
@@ -196,7 +198,7 @@ func (s *side) book(f *Figures) {
 }
 
 // drive delivers mail and asks what the pages ask, until the span is over and what was begun has ended.
-func (s *side) drive(ctx context.Context, rate float64) {
+func (s *side) drive(ctx context.Context, rate, elsewhere float64) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.real(s.cfg.Span))
 	defer cancel()
 	var all sync.WaitGroup
@@ -208,7 +210,7 @@ func (s *side) drive(ctx context.Context, rate float64) {
 		} else {
 			all.Go(func() { s.every(ctx, u, "refresh", s.cfg.Interval, phase) })
 		}
-		all.Go(func() { s.receive(ctx, u, rate, rand.New(rand.NewPCG(s.cfg.Seed, uint64(i)))) })
+		all.Go(func() { s.receive(ctx, u, rate, elsewhere, rand.New(rand.NewPCG(s.cfg.Seed, uint64(i)))) })
 	}
 	all.Wait()
 }
@@ -225,7 +227,8 @@ func (s *side) every(ctx context.Context, u *user, action string, interval time.
 }
 
 // receive delivers a user's messages: a Poisson process. The last twentieth of the span is left for pages to show them.
-func (s *side) receive(ctx context.Context, u *user, rate float64, random *rand.Rand) {
+// Those that come into another folder than the open one are not booked: the page has nothing to fetch.
+func (s *side) receive(ctx context.Context, u *user, rate, elsewhere float64, random *rand.Rand) {
 	end := time.Now().Add(s.cfg.real(s.cfg.Span * 19 / 20))
 	for rate > 0 {
 		gap := time.Duration(random.ExpFloat64() / rate * float64(time.Hour))
@@ -233,17 +236,27 @@ func (s *side) receive(ctx context.Context, u *user, rate float64, random *rand.
 		if next.After(end) || sleep(ctx, time.Until(next)) != nil {
 			return
 		}
-		u.changes()
-		if err := s.deliver(context.WithoutCancel(ctx), u.name); err != nil {
+		to := u.name
+		if random.Float64() < elsewhere {
+			to = strings.Replace(to, "@", "+"+otherFolder+"@", 1)
+			s.elsewhere.Add(1)
+		} else {
+			u.changes()
+		}
+		if err := s.deliver(context.WithoutCancel(ctx), to); err != nil {
 			s.failures.add(fmt.Errorf("deliver: %w", err))
 		}
 	}
 }
 
-// listen opens a user's socket. Each event makes a request after the plugin's half second, and several one.
+// listen opens a user's socket. Each event of the open folder makes a request after the plugin's half second, and several
+// one; another folder's count comes with the event.
 func (s *side) listen(ctx context.Context, u *user) error {
 	ring := make(chan struct{}, 1)
-	closeSocket, err := u.listen(ctx, func() {
+	closeSocket, err := u.listen(ctx, func(event []byte) {
+		if mailbox, _ := schema.EventMailboxes(event); mailbox != openFolder {
+			return
+		}
 		select {
 		case ring <- struct{}{}:
 		default: // the request that is about to go out covers this one

@@ -90,6 +90,10 @@ func TestCompare(t *testing.T) {
 	if push := r.Busy.Push; push.Changes == 0 || push.RequestsByAction["check-recent"] == 0 || push.RequestsByAction["refresh"] > 2 || push.SocketBytesOut == 0 {
 		t.Errorf("busy push = %+v", push)
 	}
+	// Who gets half elsewhere asks for what is in the open folder, and for nothing else.
+	if push := r.Mixed.Push; push.Elsewhere == 0 || push.Changes == 0 || push.RequestsByAction["check-recent"] > push.Changes {
+		t.Errorf("mixed push = %+v", push)
+	}
 	// Twelve pings for each of two sockets, of two bytes, and their pongs, of six.
 	if idle := r.Idle.Push; idle.RequestsByAction["check-recent"] > 0 || idle.SocketBytesOut < 2*2*5 || idle.SocketBytesIn < 2*6*5 {
 		t.Errorf("idle push = %+v", idle)
@@ -99,7 +103,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{
-		"settings.store", "busy.poll.cpuSeconds", "busy.push.cpuSecondsByProcess.mailbell", "busy.push.socketBytesIn", "busy.push.socketBytesOut", "busy.ratio.cpu",
+		"settings.store", "busy.poll.cpuSeconds", "busy.push.cpuSecondsByProcess.mailbell", "busy.push.socketBytesIn", "busy.push.socketBytesOut", "busy.ratio.cpu", "mixed.push.elsewhere", "mixed.ratio.cpu",
 		"idle.poll.requests", "idle.push.secondsToKnowMean", "idle.ratio.bytes", "mailbellIdleCores", "deliveryCpuMs", "keepAliveCpuMs",
 		"sites.2.idleRatio", "lifetimes.0.seconds", "lifetimes.1.idleCpuRatio",
 	} {

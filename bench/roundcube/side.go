@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -48,6 +49,7 @@ type side struct {
 	idleCores float64  // mailbell's, without sockets
 	transport *http.Transport
 	failures  failures
+	elsewhere atomic.Int64 // deliveries into another folder than the open one
 }
 
 // failures collects what requests failed with.

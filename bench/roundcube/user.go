@@ -115,7 +115,7 @@ func (u *user) do(ctx context.Context, method, address string, form url.Values) 
 func (u *user) ask(ctx context.Context, action string) error {
 	form := url.Values{"_remote": {"1"}, "_unlock": {"0"}}
 	if action != "keep-alive" {
-		form.Set("_mbox", "INBOX")
+		form.Set("_mbox", openFolder)
 		form.Set("_folderlist", "1")
 		form.Set("_list", "1")
 		form.Set("_quota", "1")
@@ -125,7 +125,7 @@ func (u *user) ask(ctx context.Context, action string) error {
 		form.Set("_last", strconv.FormatInt(time.Now().Unix(), 10))
 		form.Set("_uids", u.shownUIDs())
 	case "check-recent":
-		form.Set("_mailbell[]", "INBOX")
+		form.Set("_mailbell[]", openFolder)
 	}
 	asked := time.Now()
 	text, err := u.do(ctx, http.MethodPost, u.base+"/?_task=mail&_action="+action, form)
@@ -179,7 +179,7 @@ func (u *user) forget() []known {
 }
 
 // listen opens the page's socket and calls event for each event, until the socket ends.
-func (u *user) listen(ctx context.Context, event func()) (stop func(), err error) {
+func (u *user) listen(ctx context.Context, event func([]byte)) (stop func(), err error) {
 	conn, err := wsclient.DialConn(ctx, u.socket, wsclient.ConnConfig{Origin: u.base})
 	if err != nil {
 		return nil, fmt.Errorf("socket of %s: %w", u.name, err)
@@ -203,7 +203,7 @@ func (u *user) listen(ctx context.Context, event func()) (stop func(), err error
 			case frame.Type == schema.FrameSubscribed:
 				close(subscribed)
 			case len(frame.Event) > 0:
-				event()
+				event(frame.Event)
 			}
 		}
 	}()

@@ -90,8 +90,8 @@ func printRoundcube(w io.Writer, r roundcube.Result) {
 	fmt.Fprintf(w, "%d users of Roundcube, a refresh every %gs, %g messages a user-hour, sessions of %gs; %gs of their time\n\n", r.Settings.Users,
 		r.Settings.IntervalSeconds, r.Settings.ChangesPerHour, r.Settings.SessionLifetimeSeconds, r.Settings.SpanSeconds)
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "\tpoll\tpush\tidle poll\tidle push\t")
-	sides := []roundcube.Figures{r.Busy.Poll, r.Busy.Push, r.Idle.Poll, r.Idle.Push}
+	fmt.Fprintln(tw, "\tpoll\tpush\tmixed poll\tmixed push\tidle poll\tidle push\t")
+	sides := []roundcube.Figures{r.Busy.Poll, r.Busy.Push, r.Mixed.Poll, r.Mixed.Push, r.Idle.Poll, r.Idle.Push}
 	row := func(name, format string, value func(roundcube.Figures) any) {
 		fmt.Fprintf(tw, "%s\t", name)
 		for _, s := range sides {
@@ -108,12 +108,14 @@ func printRoundcube(w io.Writer, r roundcube.Result) {
 	row("kB", "%d", func(f roundcube.Figures) any { return (f.BytesIn + f.BytesOut) / 1000 })
 	row("kB on sockets", "%.1f", func(f roundcube.Figures) any { return float64(f.SocketBytesIn+f.SocketBytesOut) / 1000 })
 	row("changes", "%d", func(f roundcube.Figures) any { return f.Changes })
+	row("changes elsewhere", "%d", func(f roundcube.Figures) any { return f.Elsewhere })
 	row("s to know, mean", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowMean })
 	row("s to know, worst", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowWorst })
 	tw.Flush()
 	fmt.Fprintf(w, "\nA delivery costs %.1f ms of CPU, which is in neither side.\n", r.DeliveryCPUMs)
-	fmt.Fprintf(w, "poll over push: CPU %.3g, idle %.3g; requests %.3g, idle %.3g; bytes %.3g, idle %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
-		r.Busy.Ratio.CPU, r.Idle.Ratio.CPU, r.Busy.Ratio.Requests, r.Idle.Ratio.Requests, r.Busy.Ratio.Bytes, r.Idle.Ratio.Bytes, r.MailbellIdleCores)
+	fmt.Fprintf(w, "poll over push: CPU %.3g, mixed %.3g, idle %.3g; requests %.3g, %.3g, %.3g; bytes %.3g, %.3g, %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
+		r.Busy.Ratio.CPU, r.Mixed.Ratio.CPU, r.Idle.Ratio.CPU, r.Busy.Ratio.Requests, r.Mixed.Ratio.Requests, r.Idle.Ratio.Requests,
+		r.Busy.Ratio.Bytes, r.Mixed.Ratio.Bytes, r.Idle.Ratio.Bytes, r.MailbellIdleCores)
 	for _, s := range r.Sites {
 		fmt.Fprintf(w, "%d users: %.3g cores by polling, %.3g by pushing: %.3g times; idle %.3g and %.3g: %.3g times\n",
 			s.Users, s.PollCores, s.PushCores, s.Ratio, s.IdlePollCores, s.IdlePushCores, s.IdleRatio)
