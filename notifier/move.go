@@ -19,14 +19,16 @@ type movable struct {
 	key  uint64 // of its account, for hashing
 }
 
-// movable appends the connections that are older than age and have not been asked to leave. Whoever was moved here has
-// a young connection, so nobody is moved twice within that time.
+// movable appends the connections that are older than age and have not been asked to leave. Whom another node sent here
+// has a connection that began after that, and so is moved on when age has passed at the earliest, whatever the nodes are
+// told meanwhile. That holds for moves. A drain, by order or by SIGTERM, sends everybody away, and so does a MaxAge
+// that is reached earlier.
 func (sh *shard) movable(dst []movable, age time.Duration) []movable {
 	sh.enter()
 	defer sh.leave()
 	now, old := sh.tick(), uint32(0)
 	if age > 0 {
-		old = ticks(age)
+		old = ticks(age) + 1 // born and now are rounded down: their difference may be a tick more than has passed
 	}
 	for i := uint32(1); i < sh.slots.all.next; i++ {
 		if c := sh.slots.all.at(i); c.state == slotOpen && c.flags&flagLeaving == 0 && now-c.born >= old {
