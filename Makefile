@@ -16,7 +16,7 @@ PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-LDFLAGS := -X main.version=$(VERSION) -X github.com/mailbell/mailbell/bench.linkedCommit=$(COMMIT)
+LDFLAGS := -X main.version=$(VERSION) -X github.com/mailbell/mailbell/internal/ops.linkedCommit=$(COMMIT)
 
 # TESTFLAGS is for one's own use: make test TESTFLAGS='-run Dovecot -v' PKGS=./cmd/...
 TESTFLAGS ?=

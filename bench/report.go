@@ -12,12 +12,12 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/mailbell/mailbell/internal/ops"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,7 +45,7 @@ func NewReport(name string, args []string) Report {
 	if args == nil {
 		args = []string{}
 	}
-	return Report{Bench: name, Args: args, Machine: thisMachine(), Commit: Commit(), StartedAt: time.Now().UTC().Truncate(time.Second)}
+	return Report{Bench: name, Args: args, Machine: thisMachine(), Commit: ops.BuildInfo("").Commit, StartedAt: time.Now().UTC().Truncate(time.Second)}
 }
 
 // WriteJSON prints the report as one JSON object on one line.
@@ -75,24 +75,6 @@ func cpuModel() string {
 		}
 	}
 	return ""
-}
-
-// linkedCommit is set by the Makefile's -ldflags where the go command does not stamp the binary.
-var linkedCommit = ""
-
-// Commit is what this binary was built from: what the Makefile linked, else what the go command stamped, else "unknown".
-func Commit() string {
-	if linkedCommit != "" {
-		return linkedCommit
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				return s.Value
-			}
-		}
-	}
-	return "unknown"
 }
 
 // LatencyMs is a latency's distribution in milliseconds.

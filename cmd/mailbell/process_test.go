@@ -27,7 +27,13 @@ type process struct {
 // startProcess runs a command line until the test ends, and expects it to end cleanly then.
 func startProcess(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(mailbellBinary(t), append([]string{args[0], "--ops", "127.0.0.1:0", "--log-format", "json"}, args[1:]...)...), err: newLines(), done: make(chan struct{})}
+	return startBinary(t, mailbellBinary(t), args...)
+}
+
+// startBinary does so with another build.
+func startBinary(t *testing.T, binary string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(binary, append([]string{args[0], "--ops", "127.0.0.1:0", "--log-format", "json"}, args[1:]...)...), err: newLines(), done: make(chan struct{})}
 	p.cmd.Stderr = p.err
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {

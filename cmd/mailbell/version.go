@@ -1,11 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 
-	"github.com/mailbell/mailbell/bench"
 	"github.com/mailbell/mailbell/internal/ops"
 	"github.com/spf13/cobra"
 )
@@ -20,7 +18,7 @@ func newVersionCommand(t terminal) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			b := ops.BuildInfo(version)
 			if asJSON {
-				return json.NewEncoder(t.out).Encode(map[string]string{"version": b.Version, "commit": cmp.Or(b.Commit, bench.Commit()), "go": b.Go})
+				return json.NewEncoder(t.out).Encode(map[string]string{"version": b.Version, "commit": b.Commit, "go": b.Go})
 			}
 			_, err := fmt.Fprintf(t.out, "mailbell %s %s\n", b.Version, b.Go)
 			return err

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"runtime"
 	"runtime/debug"
 
@@ -31,18 +32,25 @@ func newRegistry(version string) *prometheus.Registry {
 // Build says which build runs.
 type Build struct {
 	Version string // release, or what the module system stamped, or "devel"
-	Commit  string // "-dirty" appended when the tree had changes; may be empty
+	Commit  string // "-dirty" appended when the tree had changes; else what the Makefile linked, or "unknown"
 	Go      string
 }
+
+// linkedCommit is set by the Makefile's -ldflags, for where the go command does not stamp the binary.
+var linkedCommit = ""
 
 // BuildInfo reads what the toolchain stamped into the binary; a version that is
 // not empty wins over the stamped one.
 func BuildInfo(version string) Build {
-	b := Build{Version: version, Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{}
 	}
+	return buildOf(info, version, linkedCommit)
+}
+
+func buildOf(info *debug.BuildInfo, version, linked string) Build {
+	b := Build{Version: version, Go: runtime.Version()}
 	if b.Version == "" {
 		b.Version = info.Main.Version
 	}
@@ -61,5 +69,6 @@ func BuildInfo(version string) Build {
 	if dirty && b.Commit != "" {
 		b.Commit += "-dirty"
 	}
+	b.Commit = cmp.Or(b.Commit, linked, "unknown")
 	return b
 }

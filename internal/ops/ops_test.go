@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,6 +86,26 @@ func TestPaths(t *testing.T) {
 			if !strings.Contains(body, part) {
 				t.Errorf("%s: no %q in %.200q", tc.path, part, body)
 			}
+		}
+	}
+}
+
+// TestBuildInfo: what the go command stamped wins, since it knows whether the tree had changes.
+func TestBuildInfo(t *testing.T) {
+	stamped := func(revision, modified string) *debug.BuildInfo {
+		return &debug.BuildInfo{Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: revision}, {Key: "vcs.modified", Value: modified}}}
+	}
+	for _, tc := range []struct {
+		info         *debug.BuildInfo
+		linked, want string
+	}{
+		{stamped("aaaa", "false"), "bbbb", "aaaa"},
+		{stamped("aaaa", "true"), "bbbb", "aaaa-dirty"},
+		{&debug.BuildInfo{}, "bbbb", "bbbb"},
+		{&debug.BuildInfo{}, "", "unknown"},
+	} {
+		if got := buildOf(tc.info, "", tc.linked); got.Commit != tc.want || got.Version != "devel" {
+			t.Errorf("%v, linked %q: %+v, want commit %q", tc.info.Settings, tc.linked, got, tc.want)
 		}
 	}
 }
