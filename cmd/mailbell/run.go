@@ -119,7 +119,26 @@ type everything struct {
 	demo     bool
 }
 
+// embedded is the log of run's own, which it has without --brokers.
+func (f *runFlags) embedded() eventlog.EmbeddedConfig {
+	return eventlog.EmbeddedConfig{Dir: filepath.Join(f.data, "log"), Topic: f.kafka.topic, Partitions: f.kafka.partitions, Retention: f.retention}
+}
+
+func (f *runFlags) check(cmd *cobra.Command) error {
+	validate := f.embedded().Validate
+	if len(f.kafka.brokers) > 0 {
+		validate = f.kafka.checkBrokers
+	}
+	if err := validate(); err != nil {
+		return &usageError{command: cmd.CommandPath(), err: err}
+	}
+	return nil
+}
+
 func (f *runFlags) run(cmd *cobra.Command, t terminal) error {
+	if err := f.check(cmd); err != nil {
+		return err
+	}
 	logger, err := f.log.logger(cmd)
 	if err != nil {
 		return err
@@ -193,10 +212,9 @@ func (e *everything) openKeys(ctx context.Context) error {
 func (e *everything) openLog(ctx context.Context) error {
 	kafka := e.flags.kafka
 	if len(kafka.brokers) == 0 {
-		embedded, err := eventlog.StartEmbedded(ctx, eventlog.EmbeddedConfig{
-			Dir: filepath.Join(e.flags.data, "log"), Topic: kafka.topic, Partitions: kafka.partitions,
-			Retention: e.flags.retention, Logger: e.logger,
-		})
+		cfg := e.flags.embedded()
+		cfg.Logger = e.logger
+		embedded, err := eventlog.StartEmbedded(ctx, cfg)
 		if err != nil {
 			return err
 		}

@@ -49,6 +49,25 @@ func TestRunPublishWatch(t *testing.T) {
 	}
 }
 
+// TestWaitsForBrokers: who starts before Kafka does waits for it, and says what to do if it never comes.
+func TestWaitsForBrokers(t *testing.T) {
+	c := makeCredentials(t)
+	for _, args := range [][]string{
+		{"run", "--data", c.data, "--sockets", "127.0.0.1:0"},
+		{"bus", "--jwt-keys", c.publicKey, "--service-tokens", c.serviceTokens},
+	} {
+		p := start(t, nil, append(args, "--log-format", "json", "--http", "127.0.0.1:0", "--link", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--brokers", "127.0.0.1:1")...)
+		waits := p.logged(t, "waiting for the brokers; if none comes, ask mailbell doctor --brokers")
+		if err, _ := waits["err"].(string); !strings.Contains(err, "127.0.0.1:1: connect: connection refused") {
+			t.Errorf("mailbell %s says %v", args[0], waits)
+		}
+		p.stop()
+		if code := p.end(t); code != 0 {
+			t.Errorf("mailbell %s ended with %d when it was told to end", args[0], code)
+		}
+	}
+}
+
 func TestRunStopsAndKeepsWhatItHas(t *testing.T) {
 	s := startSite(t)
 	publish := func(s *site, uid string) (position string) {

@@ -117,7 +117,7 @@ func (c *cluster) open(ctx context.Context) error {
 		}
 		if err != nil && !waiting {
 			waiting = true
-			c.log.Warn("waiting for the brokers", "brokers", c.cfg.Brokers, "err", err)
+			c.log.Warn("waiting for the brokers; if none comes, ask mailbell doctor --brokers", "brokers", c.cfg.Brokers, "err", err)
 		}
 		if !wait.sleep(ctx) {
 			if err == nil {

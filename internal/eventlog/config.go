@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -106,7 +107,7 @@ func (c Config) Validate() error {
 		bad("no brokers: name at least one, such as kafka1.example.com:9092")
 	}
 	for _, b := range c.Brokers {
-		if host, port, err := net.SplitHostPort(b); err != nil || host == "" || port == "" {
+		if !isHostPort(b) {
 			bad("broker %q is not host:port, such as kafka1.example.com:9092", b)
 		}
 	}
@@ -129,6 +130,15 @@ func (c Config) Validate() error {
 	}
 	errs = append(errs, c.TLS.validate(), c.SASL.validate())
 	return errors.Join(errs...)
+}
+
+func isHostPort(address string) bool {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" || strings.ContainsAny(host, " /") {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
 }
 
 // topicProblem returns what Kafka would not like about a topic name.
