@@ -37,9 +37,10 @@ const (
 // errProbeSlow is a connection that was made but not answered in time.
 var errProbeSlow = errors.New("no answer in time")
 
-// probe tries a notifier's public address until its link ends.
+// probe tries a notifier's public address until its link ends. That it does not work is logged once each time, also if it
+// never did.
 func (n *Node) probe(ctx context.Context, notifier Notifier) {
-	for ctx.Err() == nil {
+	for failures := 0; ctx.Err() == nil; {
 		pause := n.cfg.ProbeInterval
 		ticket, took, err := n.connectTo(ctx, notifier)
 		if ctx.Err() != nil {
@@ -48,13 +49,15 @@ func (n *Node) probe(ctx context.Context, notifier Notifier) {
 		was, is := n.fleet.tried(notifier.Link, took, ticket, err)
 		if err != nil {
 			n.metrics.probes.WithLabelValues("failed").Inc()
+			failures++
 			if was {
 				pause = min(pause, probeAgain)
 			}
 		} else {
 			n.metrics.probes.WithLabelValues("ok").Inc()
+			failures = 0
 		}
-		if was && !is {
+		if !is && (was || failures == probeFailures) {
 			n.log.Warn("a notifier's public address does not work: it gets no clients", "notifier", notifier.Node, "url", notifier.URL, "err", err)
 		} else if is && !was {
 			n.log.Info("a notifier's public address works", "notifier", notifier.Node, "url", notifier.URL, "took", took)
