@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,6 +50,7 @@ func (w *windowFlags) register(fs *pflag.FlagSet) {
 type fleetFlags struct {
 	placement string
 	probe     time.Duration
+	probeCA   string
 	moves     float64
 	agent     string
 	proxies   []string
@@ -57,6 +59,7 @@ type fleetFlags struct {
 func (f *fleetFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.placement, "placement", placement.Default, "how the gateway picks a notifier: "+strings.Join(placement.Names(), ", "))
 	fs.DurationVar(&f.probe, "probe-interval", time.Second, "try each notifier's public address with a connection each time this `time` has passed; -1s never")
+	fs.StringVar(&f.probeCA, "probe-ca", "", "PEM `file` of the authorities that signed the certificates of notifiers' public wss addresses (default: the system's)")
 	fs.Float64Var(&f.moves, "move-rate", 200, "connections moved a second from full notifiers to empty ones; 0 none")
 	fs.StringVar(&f.agent, "agent", "", "listen on this `address` for load balancers that ask for a notifier's state (HAProxy's agent-check)")
 	fs.StringSliceVar(&f.proxies, "trusted-proxies", nil, "`networks` of the proxies in front of the gateway whose X-Forwarded-For or Forwarded says who the client is, such as 10.0.0.0/8")
@@ -69,6 +72,13 @@ func (f *fleetFlags) apply(cfg *bus.Config) error {
 	}
 	if cfg.TrustedProxies, err = parseNetworks("--trusted-proxies", f.proxies); err != nil {
 		return err
+	}
+	if f.probeCA != "" {
+		pool, err := authorities("--probe-ca", f.probeCA)
+		if err != nil {
+			return err
+		}
+		cfg.ProbeTLS = &tls.Config{RootCAs: pool}
 	}
 	cfg.Evenness = placement.EvennessOf(f.placement)
 	cfg.Placement, cfg.ProbeInterval, cfg.MovesPerSecond, cfg.AgentAddr = policy, f.probe, f.moves, f.agent

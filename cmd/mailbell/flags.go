@@ -230,19 +230,28 @@ func (l *linkTLSFlags) load() (*tls.Config, *x509.CertPool, error) {
 	if l.ca == "" || l.cert == "" || l.key == "" {
 		return nil, nil, errors.New("link: --link-ca, --link-cert and --link-key belong together: give all three, or none")
 	}
-	pem, err := os.ReadFile(l.ca)
+	pool, err := authorities("--link-ca", l.ca)
 	if err != nil {
-		return nil, nil, fmt.Errorf("link: --link-ca: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, nil, fmt.Errorf("link: --link-ca %s: holds no PEM certificate", l.ca)
+		return nil, nil, fmt.Errorf("link: %w", err)
 	}
 	pair, err := tls.LoadX509KeyPair(l.cert, l.key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("link: --link-cert and --link-key: %w", err)
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}, pool, nil
+}
+
+// authorities are the certificates in the PEM file that a flag names.
+func authorities(flag, file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s %s: holds no PEM certificate", flag, file)
+	}
+	return pool, nil
 }
 
 // config is the log's Config that the flags decide.

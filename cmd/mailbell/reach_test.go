@@ -1,9 +1,15 @@
 package main
 
 import (
+	"encoding/pem"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -52,6 +58,48 @@ func relay(t *testing.T) (addr string, lead func(to string), cut func()) {
 	t.Cleanup(wg.Wait)
 	t.Cleanup(cut)
 	return l.Addr().String(), func(to string) { target <- to }, cut
+}
+
+// TestProbeOfPrivateAuthority: a notifier whose public address has a certificate of a site's own authority gets clients when
+// the bus knows the authority.
+func TestProbeOfPrivateAuthority(t *testing.T) {
+	addr, lead, _ := relay(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: addr}) }})
+	front.Listener.Close()
+	front.Listener, front.Config.ErrorLog = l, log.New(io.Discard, "", 0) // of handshakes that the bus gave up
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	public := []string{"--public-url", "wss://" + l.Addr().String() + "/v1/ws"}
+
+	stranger := launchSite(t, public...)
+	why := stranger.logged(t, "a notifier's public address does not work: it gets no clients")
+	if err, _ := why["err"].(string); !strings.Contains(err, "unknown authority") {
+		t.Errorf("without --probe-ca: %v", why)
+	}
+	s := launchSite(t, append(public, "--probe-ca", ca)...)
+	lead(s.sockets)
+	s.logged(t, "a notifier's public address works")
+}
+
+func TestBadProbeCA(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(text, []byte("not PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{text: "mailbell: --probe-ca " + text + ": holds no PEM certificate", text + ".none": "mailbell: --probe-ca: open " + text + ".none: no such file"} {
+		c := start(t, nil, "run", "--data", t.TempDir(), "--http", "127.0.0.1:0", "--sockets", "127.0.0.1:0", "--link", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--probe-ca", file)
+		if code := c.end(t); code != 1 || !strings.Contains(c.err.String(), want) {
+			t.Errorf("code %d, want 1 and %q in\n%s", code, want, c.err)
+		}
+	}
 }
 
 // A notifier that lives, but can't be reached by clients, must not be handed out: within 3 seconds.
