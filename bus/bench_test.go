@@ -149,7 +149,7 @@ func BenchmarkLinkLatency(b *testing.B) {
 	offset := int64(0)
 	for b.Loop() {
 		offset++
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(2 * time.Millisecond) // so that each event is alone on its way
 		m := []eventlog.Message{{Offset: offset, Time: time.Now(), Key: []byte(names[int(offset)%len(names)]), Value: eventJSON("a", fmt.Sprint(offset))}}
 		began := time.Now()
 		feed <- m

@@ -29,12 +29,7 @@ func TestDrainOfAZone(t *testing.T) {
 		}
 		return all
 	}
-	for deadline := time.Now().Add(10 * time.Second); loaded() < 3; {
-		if time.Now().After(deadline) {
-			t.Fatal("the loads do not come")
-		}
-		time.Sleep(time.Millisecond) // between two looks
-	}
+	eventually(t, "the loads", func() bool { return loaded() == 3 })
 	drained, over, err := n.Drain("", "a", time.Second)
 	if err != nil || strings.Join(drained, " ") != "a1 a2" || over != 20*time.Second {
 		t.Errorf("%v over %v, %v; want both of zone a over 600/(10*3) s", drained, over, err)

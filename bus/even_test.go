@@ -21,12 +21,7 @@ func TestNewcomerGetsItsShare(t *testing.T) {
 			log.assign(t, map[string][]int32{"b1": {0}})
 			full.ownership(0)
 			full.send(&link.Load{Connections: 1000, FreeAcceptsPerSecond: 1e6})
-			for deadline := time.Now().Add(10 * time.Second); n.fleet.Snapshot(time.Now())[0].Load.Connections == 0; {
-				if time.Now().After(deadline) {
-					t.Fatal("its load does not come")
-				}
-				time.Sleep(time.Millisecond) // between two looks
-			}
+			eventually(t, "its load", func() bool { return n.fleet.Snapshot(time.Now())[0].Load.Connections > 0 })
 			empty := dial(t, n, "empty")
 			empty.send(&link.Load{FreeAcceptsPerSecond: 1e6})
 			m := full.until("move", func(m *link.FromBus) bool { return m.GetMove() != nil }).GetMove()

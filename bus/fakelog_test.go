@@ -225,7 +225,7 @@ var errTest = errors.New("as the test wants")
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) { // between two looks
 		if time.Now().After(deadline) {
 			t.Fatalf("waited 10 s for %s", what)
 		}

@@ -42,7 +42,7 @@ func run(t *testing.T, cfg Config) *Swarm {
 func wait(t *testing.T, s *Swarm, met func(Counts, []Known) bool) {
 	t.Helper()
 	var news []Known
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // between two looks
 		counts, more := s.Snapshot()
 		news = append(news, more...)
 		if met(counts, news) {

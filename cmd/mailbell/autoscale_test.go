@@ -25,17 +25,6 @@ func onKafka(t *testing.T, c credentials) (bus []string) {
 
 func decisions(p *process) int { return strings.Count(p.err.String(), `"msg":"autoscale"`) }
 
-// changed waits until any of the processes writes what makes ok true.
-func changed(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited too long: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond) // between two looks
-	}
-}
-
 // TestLeaseHolderKilled kills the bus node that decides about the number of notifiers; another decides within 10 s.
 func TestLeaseHolderKilled(t *testing.T) {
 	args := onKafka(t, makeCredentials(t))
@@ -46,7 +35,7 @@ func TestLeaseHolderKilled(t *testing.T) {
 		nodes = append(nodes, b)
 	}
 	var holder, other *process
-	changed(t, "one decides", func() bool {
+	waitFor(t, "one decides", func() bool {
 		for i, n := range nodes {
 			if decisions(n) > 0 {
 				holder, other = n, nodes[1-i]
@@ -56,7 +45,7 @@ func TestLeaseHolderKilled(t *testing.T) {
 	})
 	// The lease may have gone over when the second came.
 	atFirst := [2]int{decisions(holder), decisions(other)}
-	changed(t, "one of them goes on", func() bool {
+	waitFor(t, "one of them goes on", func() bool {
 		if decisions(other) > atFirst[1] {
 			holder, other = other, holder
 			return true
@@ -68,7 +57,7 @@ func TestLeaseHolderKilled(t *testing.T) {
 	if err := holder.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	changed(t, "the other decides", func() bool { return decisions(other) > before })
+	waitFor(t, "the other decides", func() bool { return decisions(other) > before })
 	took := time.Since(began)
 	t.Logf("the other decided after %v", took)
 	if took > 10*time.Second {
@@ -90,7 +79,7 @@ func TestLocalNotifiersByLoad(t *testing.T) {
 	t.Cleanup(func() { endLocal(dir) })
 	pid := ""
 	// At the beginning there is none, so one is started at once.
-	changed(t, "the first is started", func() bool { pid = localPid(dir, "local-1"); return pid != "" })
+	waitFor(t, "the first is started", func() bool { pid = localPid(dir, "local-1"); return pid != "" })
 	first := bus.err.wait(t, bus.done, `"msg":"a notifier's public address works"`)
 	url := first[strings.Index(first, "ws://")+len("ws://"):]
 	var conns []*rawSocket
@@ -98,8 +87,8 @@ func TestLocalNotifiersByLoad(t *testing.T) {
 		conns = append(conns, openRaw(t, url[:strings.IndexAny(url, "/\"")], c.token(t, "alice@example.com")))
 	}
 	second := ""
-	changed(t, "a second is started", func() bool { second = localPid(dir, "local-2"); return second != "" })
-	changed(t, "it takes clients", func() bool {
+	waitFor(t, "a second is started", func() bool { second = localPid(dir, "local-2"); return second != "" })
+	waitFor(t, "it takes clients", func() bool {
 		return strings.Count(bus.err.String(), `"msg":"a notifier's public address works"`) > 1
 	})
 	for _, conn := range conns {
@@ -110,7 +99,7 @@ func TestLocalNotifiersByLoad(t *testing.T) {
 	if !strings.Contains(ended, `"result":"done"`) || !strings.Contains(ended, "it is drained and empty") {
 		t.Error(ended)
 	}
-	changed(t, "one process has ended", func() bool { return gone(pid) != gone(second) })
+	waitFor(t, "one process has ended", func() bool { return gone(pid) != gone(second) })
 }
 
 func localPid(dir, name string) string {

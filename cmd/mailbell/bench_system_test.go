@@ -70,7 +70,7 @@ func TestBenchHold(t *testing.T) {
 // Clients whose TCP is the bench's own, on a device that only root may make.
 func TestBenchHoldPackets(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root, to make the device")
 	}
 	r := benchReport(t, "hold", "--connections", "60", "--nodes", "2", "--rate", "100", "--duration", "1s", "--quiet", "1s", "--clients", "packets")
 	wantKeys(t, r, holdKeys...)

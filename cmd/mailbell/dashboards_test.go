@@ -191,7 +191,7 @@ func startPrometheus(t *testing.T, target string) string {
 		if time.Now().After(deadline) {
 			t.Fatalf("Prometheus has scraped nothing:\n%s", out)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // between two questions
 	}
 }
 

@@ -163,7 +163,7 @@ func TestUnknownKidsDoNotFillTheWorkers(t *testing.T) {
 		})
 	}
 	for returned.Load() < attempts-maxFetchWaiters {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks
 	}
 	close(release)
 	all.Wait()

@@ -120,7 +120,7 @@ func TestServiceTokensReload(t *testing.T) {
 		if _, err := s.Check(fresh, ScopePublish); err == nil {
 			break
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks
 	}
 	if _, err := s.Check(old, ScopePublish); !errors.Is(err, ErrUnknown) {
 		t.Errorf("a token that was removed: %v", err)
@@ -128,7 +128,7 @@ func TestServiceTokensReload(t *testing.T) {
 	write("oops")
 	for s.Err() == nil {
 		_, _ = s.Check(fresh, ScopePublish)
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks
 	}
 	if _, err := s.Check(fresh, ScopePublish); err != nil {
 		t.Errorf("a broken file put the last tokens out of force: %v", err)

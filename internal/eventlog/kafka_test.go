@@ -279,7 +279,7 @@ func TestKafkaBrokersDie(t *testing.T) {
 					acked[a] = string(recs[j].Value)
 				}
 				mu.Unlock()
-				time.Sleep(2 * time.Millisecond)
+				time.Sleep(2 * time.Millisecond) // the writers' pace
 			}
 		})
 	}

@@ -82,6 +82,6 @@ func waitFor(t testing.TB, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatal("it did not happen within a minute")
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks
 	}
 }

@@ -122,8 +122,8 @@ func TestManyWritersShareASync(t *testing.T) {
 		s.mu.Lock()
 		queued = len(s.queue)
 		s.mu.Unlock()
-		time.Sleep(100 * time.Microsecond)
-		if queued == 0 { // the committer may have taken all of the first ones
+		time.Sleep(100 * time.Microsecond) // between two looks
+		if queued == 0 {                   // the committer may have taken all of the first ones
 			s.mu.Lock()
 			queued = int(s.queued / 20)
 			s.mu.Unlock()
