@@ -30,8 +30,11 @@ const (
 	pollGone = netpoll.EPOLLHUP | netpoll.EPOLLERR
 )
 
-// readyAtOnce is how many connections are looked at before a nap: some 3 ms of handshakes.
+// readyAtOnce is how many connections are asked for in one system call.
 const readyAtOnce = 128
+
+// turn is how long those that are ready are served before a nap: a handshake takes some 50 µs.
+const turn = time.Millisecond
 
 // nap is how long a goroutine that accepts clients, or serves what they send, leaves the CPU to others when it has served
 // some, however many wait. A thread is then not woken for each of the pongs of a round of pings; and under an onslaught
@@ -75,11 +78,15 @@ func (e *epoll) dispatch(event func(handle, netpoll.EpollEvent)) {
 	if err != nil {
 		return
 	}
+	start := time.Now()
+	e.done = start
 	for i := range e.ready[:n] {
 		ev := &e.ready[i]
 		event(handle(uint32(ev.Fd))|handle(uint32(ev.Pad))<<32, netpoll.EpollEvent(ev.Events))
+		if e.done = time.Now(); e.done.Sub(start) > turn {
+			return // the kernel tells of the others again, before those that have had their turn
+		}
 	}
-	e.done = time.Now()
 }
 
 func (e *epoll) control(op int, fd int32, events netpoll.EpollEvent, h handle) error {

@@ -115,6 +115,9 @@ func publicURL(cfg Config, addr net.Addr) string {
 	return "ws://" + net.JoinHostPort(host, port) + schema.SocketPath
 }
 
+// Pollers is how many goroutines of Run wait in the kernel, each keeping one of Go's processors for up to 10 ms.
+func (s *Server) Pollers() int { return len(s.shards) + 1 }
+
 // Run serves until ctx ends; then it closes every connection with 1001, without spreading them: that is what
 // Drain is for. The error is what made it impossible to go on, or ErrTakenOver.
 func (s *Server) Run(ctx context.Context) error {

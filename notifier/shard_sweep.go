@@ -185,7 +185,9 @@ func (sh *shard) shed() (n int) {
 		sendSocket(c.fd, sh.admit.answer(refuseBusy))
 		sh.drop(i, c, refuseBusy.code)
 		if n++; n%lookAtOnce == 0 {
-			sh.breathe()
+			sh.leave()
+			time.Sleep(nap)
+			sh.enter()
 		}
 	}
 	return n

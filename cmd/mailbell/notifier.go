@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -290,5 +291,21 @@ func (f *notifierFlags) newServer(logger *slog.Logger, reg prometheus.Registerer
 	cfg.Bus, cfg.LinkTLS, cfg.Takeover = f.bus, tlsConfig, f.takeover
 	cfg.Keys, cfg.Origins, cfg.Cookie = keys, origins, f.keys.cookie
 	cfg.Logger, cfg.Registerer, cfg.Tracer = logger, reg, f.tracer
-	return notifier.New(cfg)
+	server, err := notifier.New(cfg)
+	if err == nil {
+		moreProcessors(server.Pollers())
+	}
+	return server, err
 }
+
+// moreProcessors lets Go use as many processors more as there are pollers, unless GOMAXPROCS is set. A goroutine that waits
+// in the kernel keeps the processor that it ran on until the runtime takes it away, up to 10 ms later. With all of them kept
+// so, events that had come waited for as long.
+func moreProcessors(pollers int) {
+	if _, set := os.LookupEnv("GOMAXPROCS"); !set {
+		runtime.GOMAXPROCS(cpus + pollers)
+	}
+}
+
+// cpus is what Go found.
+var cpus = runtime.GOMAXPROCS(0)
