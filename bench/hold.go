@@ -100,10 +100,10 @@ func (c HoldConfig) needs() needs {
 		ports: c.perNode(), processes: c.Nodes + c.clientProcesses(), tuned: c.Tune,
 		smaller: "fewer --connections, or --clients packets, which needs half",
 	}
-	n.memory = int64(c.Connections)*(2*socket+slot+client) + int64(2*c.Nodes)*process + reserved
+	n.memory = int64(c.Connections)*(2*socket+slot+client) + int64(n.processes)*process + reserved
 	if c.Clients == ClientsPackets {
 		n.files, n.watches, n.processes = n.files-int64(c.Connections), int64(c.Connections), c.Nodes
-		n.memory = int64(c.Connections)*(socket+slot+client) + int64(c.Nodes)*process + reserved
+		n.memory = int64(c.Connections)*(socket+slot+client) + int64(n.processes)*process + reserved
 		n.smaller = "fewer --connections"
 	}
 	return n

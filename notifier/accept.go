@@ -41,7 +41,7 @@ type admission struct {
 	changed    chan struct{} // something has been given back
 	handshakes atomic.Int64
 	sockets    atomic.Int64
-	free       atomic.Int64 // accepts a second beside those that come now, as last told to the bus; 0 is not known yet
+	free       atomic.Int64 // accepts a second beside those that come now, as last told to the bus
 	turn       atomic.Int64 // of the last one turned away, in µs of Unix time: when there is room for it
 
 	// Owned by the acceptor: the token bucket, as the moment from which on a connection would
@@ -50,7 +50,9 @@ type admission struct {
 }
 
 func newAdmission(l Limits, late func() bool) *admission {
-	return &admission{limits: l, late: late, changed: make(chan struct{}, 1)}
+	a := &admission{limits: l, late: late, changed: make(chan struct{}, 1)}
+	a.free.Store(int64(l.AcceptRate))
+	return a
 }
 
 // ask returns why a connection may not be accepted at now and when to ask again at the latest, or an empty reason.
@@ -98,11 +100,7 @@ func (a *admission) answer(r *refusal) []byte {
 
 // takeTurn puts one more in line, and returns the seconds until its turn.
 func (a *admission) takeTurn(now time.Time) int {
-	rate := a.free.Load()
-	if rate == 0 {
-		rate = int64(a.limits.AcceptRate)
-	}
-	step := time.Second.Microseconds() / max(1, rate)
+	step := time.Second.Microseconds() / a.free.Load()
 	for {
 		last := a.turn.Load()
 		next := max(last, now.UnixMicro()) + step

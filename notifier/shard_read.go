@@ -322,8 +322,8 @@ func (sh *shard) heard(c *slot) {
 }
 
 // quietAt is when a connection that is silent from now on is pinged: up to an eighth of the interval early, at one of
-// sixteen times in an interval. Pings that fall due together are sent together and their pongs read together, for less
-// than half the CPU of as many that trickle; those who came together drift apart, as each takes one of two times.
+// sixteen times in an interval. Pings that fall due together are sent together and their pongs read together, with fewer
+// wake-ups than if they trickled; those who came together drift apart, as each takes one of two times.
 func (sh *shard) quietAt(interval time.Duration) uint32 {
 	if interval < 0 {
 		return 0

@@ -149,7 +149,7 @@ func (sh *shard) overdue(i uint32, c *slot, now uint32) {
 }
 
 // shed gives up the older half of the connections whose request has not come, but for those that have only just
-// come, and returns how many.
+// come, and returns how many. The acceptor calls it, so that nobody comes while mu is given back.
 func (sh *shard) shed() (n int) {
 	const oldest = 64 // ticks; who is older counts as of that age
 	sh.enter()

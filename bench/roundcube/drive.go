@@ -25,7 +25,7 @@ func (s *side) measure(ctx context.Context, r *Result) error {
 	for _, of := range []struct {
 		pair            *Pair
 		rate, elsewhere float64
-	}{{&r.Busy, s.cfg.ChangeRate, 0}, {&r.Mixed, s.cfg.ChangeRate, elsewhere}, {&r.Idle, 0, 0}} {
+	}{{&r.Busy, s.cfg.ChangeRate, 0}, {&r.Mixed, s.cfg.ChangeRate, mixedElsewhere}, {&r.Idle, 0, 0}} {
 		f, err := s.hours(ctx, of.rate, of.elsewhere, r.DeliveryCPUMs)
 		if err != nil {
 			return err

@@ -19,11 +19,11 @@ import (
 // maxSqueeze leaves a second between two pings, which is what a busy machine may need for an answer.
 const maxSqueeze = 50
 
-// The page shows INBOX; elsewhere is the part of the changes that come into another folder, where part of them does.
+// The page shows INBOX; mixedElsewhere is the part of Mixed's changes that come into another folder.
 const (
-	openFolder  = "INBOX"
-	otherFolder = "Lists"
-	elsewhere   = 0.5
+	openFolder     = "INBOX"
+	otherFolder    = "Lists"
+	mixedElsewhere = 0.5
 )
 
 // Config of a comparison. The zero value is 20 users with a refresh interval of a minute and 6 changes an hour.

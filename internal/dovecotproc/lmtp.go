@@ -12,8 +12,8 @@ import (
 const deliverTimeout = 30 * time.Second
 
 // Deliver delivers a message (header and text, lines ending in \n or \r\n) by LMTP to one
-// user, who need not have existed before; user+folder@domain means a folder of the user's, likewise. It returns when Dovecot has taken it, which is after
-// the push notification.
+// user, who need not have existed before; user+folder@domain means a folder of the user's, likewise. It returns when
+// Dovecot has taken it, which is after the push notification.
 func (s *Server) Deliver(ctx context.Context, to, message string) error {
 	ctx, cancel := context.WithTimeout(ctx, deliverTimeout)
 	defer cancel()
