@@ -23,7 +23,7 @@ type CompareConfig struct {
 	Burst       float64         // mean changes of a burst; 0 = each comes alone
 	Diurnal     bool            // a day's curve, squeezed into the duration
 	Duration    time.Duration   // measured; 0 = 1 min. At least two of the longest interval, for all sides and intervals alike
-	Quiet       time.Duration   // before it, without changes, to know what quiet costs; 0 = 10 s
+	Quiet       time.Duration   // before it, without changes, to know what quiet costs: with nobody connected (at most 20 s), then with everybody; 0 = 1 min
 	Outage      time.Duration   // of all servers; 0 = 1 min, negative = none
 	Store       string          // memory, sqlite or dovecot; empty = memory
 	Mailboxes   int             // of each account; 0 = 5
@@ -77,7 +77,7 @@ func (c CompareConfig) withDefaults() CompareConfig {
 	}
 	fill(&c.Interval, 10*time.Second)
 	fill(&c.Duration, time.Minute)
-	fill(&c.Quiet, 10*time.Second)
+	fill(&c.Quiet, time.Minute) // longer than the notifiers' --ping-interval
 	fill(&c.Outage, time.Minute)
 	fill(&c.KeepAlive, 75*time.Second)
 	if c.Users == 0 {
@@ -144,7 +144,7 @@ func Compare(ctx context.Context, cfg CompareConfig) (CompareResult, error) {
 			continue
 		}
 		at := cfg
-		at.Interval, at.Outage = interval, 0
+		at.Interval, at.Outage, at.Quiet = interval, 0, 0 // quiet costs are known
 		s, err := compareSide(ctx, at, polling)
 		if err != nil {
 			return r, fmt.Errorf("bench compare: polling every %v: %w", interval, err)

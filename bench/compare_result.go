@@ -56,6 +56,7 @@ type CompareSide struct {
 	CompareFigures
 	WithoutFetch *CompareFigures `json:"withoutFetch,omitempty"` // push: for front ends that draw from the events' own counts
 	AnswerMs     LatencyMs       `json:"answerMs"`               // from a request to its answer
+	Empty        CompareStretch  `json:"empty"`                  // nobody connected, nothing changes
 	Connect      CompareStretch  `json:"connect"`                // from nobody to everybody connected
 	Quiet        CompareStretch  `json:"quiet"`                  // everybody connected, nothing changes
 	LatencyCDF   [][2]float64    `json:"latencyCDF"`             // [milliseconds, share of changes known by then]
@@ -182,8 +183,11 @@ type Crossing struct {
 	CPUSecondsWithoutFetch float64 `json:"cpuIntervalSecondsWithoutFetch"`
 }
 
-// CompareUnits is what single things cost, for the calculator. Microseconds are of CPU.
+// CompareUnits is what single things cost, for the calculator. Microseconds are of CPU. What servers use before anybody
+// is connected is in the base and in no other unit.
 type CompareUnits struct {
+	PollBaseCores     float64 `json:"pollBaseCores"` // of the poll server, with nobody connected; the pushing side's fetches need one as well
+	PushBaseCores     float64 `json:"pushBaseCores"` // of mailbell's processes
 	Poll304Us         float64 `json:"poll304Us"`
 	Poll200Us         float64 `json:"poll200Us"`
 	Poll304Bytes      float64 `json:"poll304Bytes"`
@@ -220,11 +224,12 @@ func unitsOf(r *CompareResult) CompareUnits {
 	u := CompareUnits{Mailboxes: r.Settings.Mailboxes}
 	users := float64(r.Settings.Users)
 	// Polls in the quiet stretch were all answered by 304.
-	u.Poll304Us = per(1e6*r.Poll.Quiet.CPUSeconds, float64(r.Poll.Quiet.Requests))
+	u.PollBaseCores = per(r.Poll.Empty.CPUSeconds, r.Poll.Empty.Seconds)
+	u.Poll304Us = per(1e6*(r.Poll.Quiet.CPUSeconds-u.PollBaseCores*r.Poll.Quiet.Seconds), float64(r.Poll.Quiet.Requests))
 	u.Poll304Bytes = per(float64(r.Poll.Quiet.BytesIn+r.Poll.Quiet.BytesOut), float64(r.Poll.Quiet.Requests))
 	polls := float64(r.Poll.Requests)
 	n304 := polls * r.Poll.NotModifiedShare
-	u.Poll200Us = per(1e6*r.Poll.CPUSeconds-n304*u.Poll304Us, polls-n304)
+	u.Poll200Us = per(1e6*(r.Poll.CPUSeconds-u.PollBaseCores*r.Poll.Seconds)-n304*u.Poll304Us, polls-n304)
 	u.Poll200Bytes = per(float64(r.Poll.bytes())-n304*u.Poll304Bytes, polls-n304)
 	u.Poll304Reads, u.Poll200Reads = 1, 1
 	switch r.Settings.Store {
@@ -235,20 +240,28 @@ func unitsOf(r *CompareResult) CompareUnits {
 	}
 	push := r.Push.WithoutFetch
 	quietHours := r.Push.Quiet.Seconds / 3600 * users
-	quietCPU := r.Push.Quiet.CPUSeconds
-	u.HoldUsPerHour = per(1e6*quietCPU, quietHours)
+	u.PushBaseCores = per(ofSite(r, r.Push.Empty), r.Push.Empty.Seconds)
+	u.HoldUsPerHour = per(1e6*(ofSite(r, r.Push.Quiet)-u.PushBaseCores*r.Push.Quiet.Seconds), quietHours)
 	u.HoldBytesPerHour = per(float64(r.Push.Quiet.BytesIn+r.Push.Quiet.BytesOut), quietHours)
 	hours := r.Push.Seconds / 3600 * users
 	events, fetches := float64(r.Push.Events), float64(r.Push.Requests)
-	u.EventUs = per(1e6*push.CPUSeconds-hours*u.HoldUsPerHour, events)
+	u.EventUs = per(1e6*(push.CPUSeconds-u.PushBaseCores*push.Seconds)-hours*u.HoldUsPerHour, events)
 	u.EventBytes = per(float64(push.bytes())-hours*u.HoldBytesPerHour, events)
-	u.FetchUs = per(1e6*(r.Push.CPUSeconds-push.CPUSeconds), fetches)
+	u.FetchUs = per(1e6*(r.Push.CPUSeconds-push.CPUSeconds-u.PollBaseCores*r.Push.Seconds), fetches)
 	u.FetchBytes = per(float64(r.Push.bytes()-push.bytes()), fetches)
 	u.FetchReads = per(float64(r.Push.StoreReads), fetches)
 	u.FetchesPerEvent = per(fetches, events)
 	u.PollResidentBytes = per(float64(r.Poll.ResidentBytes), users)
 	u.PushResidentBytes = per(float64(r.Push.ResidentBytes), users)
 	return u
+}
+
+// ofSite is what mailbell's own processes took of a stretch of the pushing side.
+func ofSite(r *CompareResult, s CompareStretch) (seconds float64) {
+	for name := range r.Push.WithoutFetch.CPUByProcess {
+		seconds += s.CPUByProcess[name]
+	}
+	return seconds
 }
 
 func per(a, b float64) float64 {
@@ -258,13 +271,13 @@ func per(a, b float64) float64 {
 	return significant(max(0, a/b), 4)
 }
 
-// crossingOf solves for the interval at which polling's CPU is pushing's.
+// crossingOf solves for the interval at which polling's CPU is pushing's, for as many users as were measured.
 func crossingOf(r *CompareResult) *Crossing {
-	u, rate := r.Units, r.Settings.ChangesPerHour/3600
+	u, rate, users := r.Units, r.Settings.ChangesPerHour/3600, float64(max(1, r.Settings.Users))
 	quiet := rate / max(1, r.Settings.Burst) // arrivals that end a quiet interval
 	cost := func(interval float64) float64 { // microseconds a user-second
 		same := math.Exp(-quiet * interval)
-		return (same*u.Poll304Us + (1-same)*u.Poll200Us) / interval
+		return 1e6*u.PollBaseCores/users + (same*u.Poll304Us+(1-same)*u.Poll200Us)/interval
 	}
 	solve := func(target float64) float64 {
 		low, high := 0.1, float64(time.Hour/time.Second)
@@ -282,9 +295,9 @@ func crossingOf(r *CompareResult) *Crossing {
 		return significant(low, 3)
 	}
 	events := rate * u.EventUs
-	hold := u.HoldUsPerHour / 3600
+	hold := 1e6*u.PushBaseCores/users + u.HoldUsPerHour/3600
 	return &Crossing{
-		CPUSeconds:             solve(hold + events + rate*u.FetchesPerEvent*u.FetchUs),
+		CPUSeconds:             solve(hold + events + 1e6*u.PollBaseCores/users + rate*u.FetchesPerEvent*u.FetchUs),
 		CPUSecondsWithoutFetch: solve(hold + events),
 	}
 }

@@ -49,7 +49,7 @@ func compareSide(ctx context.Context, cfg CompareConfig, kind sideKind) (Compare
 	defer os.RemoveAll(dir)
 	s := &side{cfg: cfg, kind: kind, dir: dir, books: newCompareBooks(cfg.Users)}
 	defer s.stop()
-	for _, step := range []func(context.Context) error{s.startServers, s.connect, s.quiet, s.measure, s.outage, s.finish} {
+	for _, step := range []func(context.Context) error{s.startServers, s.empty, s.connect, s.quiet, s.measure, s.outage, s.finish} {
 		if err := step(ctx); err != nil {
 			return s.result, err
 		}
@@ -122,6 +122,12 @@ func (s *side) servers() []meter {
 	return all
 }
 
+// empty measures what the servers use before anybody comes, which does not grow with the users.
+func (s *side) empty(ctx context.Context) (err error) {
+	s.result.Empty, err = s.idle(ctx, "nobody connected", min(s.cfg.Quiet, longestBefore))
+	return err
+}
+
 // connectTimeout bounds how long users may take to come, beside a poll interval.
 const connectTimeout = 2 * time.Minute
 
@@ -152,21 +158,26 @@ func (s *side) connect(ctx context.Context) error {
 }
 
 // quiet measures a stretch without changes.
-func (s *side) quiet(ctx context.Context) error {
-	s.say("quiet for %v", s.cfg.Quiet)
+func (s *side) quiet(ctx context.Context) (err error) {
+	s.result.Quiet, err = s.idle(ctx, "everybody connected", s.cfg.Quiet)
+	return err
+}
+
+// idle measures what the servers use while nothing changes.
+func (s *side) idle(ctx context.Context, who string, d time.Duration) (CompareStretch, error) {
+	s.say("%s: quiet for %v", who, d)
 	before, err := s.reading(ctx, true)
 	if err != nil {
-		return err
+		return CompareStretch{}, err
 	}
-	if err := sleep(ctx, s.cfg.Quiet); err != nil {
-		return err
+	if err := sleep(ctx, d); err != nil {
+		return CompareStretch{}, err
 	}
 	after, err := s.reading(ctx, true)
 	if err != nil {
-		return err
+		return CompareStretch{}, err
 	}
-	s.result.Quiet = stretchOf(before, after)
-	return nil
+	return stretchOf(before, after), nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

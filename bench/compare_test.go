@@ -100,12 +100,40 @@ func TestKernelMemory(t *testing.T) {
 	}
 }
 
+// What servers use before anybody is connected is in no unit that the calculator multiplies by users.
+func TestUnits(t *testing.T) {
+	stretch := func(poll, push float64) CompareStretch {
+		return CompareStretch{Seconds: 10, CPUSeconds: poll + push, CPUByProcess: map[string]float64{"pollserver": poll, "run": push}}
+	}
+	quiet := stretch(0.01+0.05, 0)
+	quiet.Requests = 1000
+	bare := CompareFigures{Seconds: 10, Events: 500, CPUSeconds: 0.1 + 0.02 + 0.25, CPUByProcess: map[string]float64{"run": 0.37}}
+	both := bare
+	both.CPUSeconds, both.Requests = bare.CPUSeconds+0.01+0.1, 400
+	r := CompareResult{
+		Settings: CompareSettings{Users: 720, Store: mailstore.Memory},
+		Poll: CompareSide{Empty: stretch(0.01, 0), Quiet: quiet,
+			CompareFigures: CompareFigures{Seconds: 10, Requests: 1000, NotModifiedShare: 0.5, CPUSeconds: 0.01 + 0.025 + 0.05}},
+		Push: CompareSide{Empty: stretch(0.01, 0.1), Quiet: stretch(0.01, 0.12), CompareFigures: both, WithoutFetch: &bare},
+	}
+	u := unitsOf(&r)
+	// 720 users for 10 s are two user-hours; that they are held takes 20 ms of CPU.
+	if u.PollBaseCores != 0.001 || u.PushBaseCores != 0.01 || u.Poll304Us != 50 || u.Poll200Us != 100 || u.HoldUsPerHour != 10_000 || u.EventUs != 500 || u.FetchUs != 250 {
+		t.Errorf("units %+v", u)
+	}
+}
+
 func TestCrossing(t *testing.T) {
 	r := CompareResult{Settings: CompareSettings{ChangesPerHour: 36}, Units: CompareUnits{Poll304Us: 50, Poll200Us: 50, EventUs: 400, FetchUs: 100, FetchesPerEvent: 1}}
 	c := crossingOf(&r)
 	// Pushing costs 0.01 × 500 µs a user-second, which is a poll of 50 µs every 10 s.
 	if c.CPUSeconds < 9.9 || c.CPUSeconds > 10.1 || c.CPUSecondsWithoutFetch < 12.4 || c.CPUSecondsWithoutFetch > 12.6 {
 		t.Errorf("crossing %+v", c)
+	}
+	// A base of 5 µs a user-second on either side; pushing with fetches has both.
+	r.Units.PollBaseCores, r.Units.PushBaseCores, r.Settings.Users = 0.001, 0.001, 200
+	if based := crossingOf(&r); based.CPUSecondsWithoutFetch != c.CPUSecondsWithoutFetch || based.CPUSeconds < 4.9 || based.CPUSeconds > 5.1 {
+		t.Errorf("with a base, crossing %+v", based)
 	}
 	r.Units.Poll304Us, r.Units.Poll200Us = 1e9, 1e9
 	if c := crossingOf(&r); c.CPUSeconds != 0 {

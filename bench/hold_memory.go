@@ -162,7 +162,7 @@ func (h *hold) measureAfter(ctx context.Context) error {
 	return nil
 }
 
-// longestBefore is how long the notifiers are watched without connections: what they do then, they do every second.
+// longestBefore is how long servers are watched at most before anybody is connected: what they do then, they do every second.
 const longestBefore = 20 * time.Second
 
 // idleBefore measures what the notifiers do without connections.

@@ -153,6 +153,7 @@ func rows(r bench.CompareResult) []row {
 	if r.Poll.DeliveryCPUMs > 0 || r.Push.DeliveryCPUMs > 0 {
 		t.two("CPU of a delivery, which is in no other figure", "ms", 2, r.Poll.DeliveryCPUMs, r.Push.DeliveryCPUMs)
 	}
+	t.stretch("nobody connected", r.Poll.Empty, r.Push.Empty)
 	t.stretch("to bring everybody up", r.Poll.Connect, r.Push.Connect)
 	t.stretch("quiet stretch", r.Poll.Quiet, r.Push.Quiet)
 	if a, b := r.Poll.Outage, r.Push.Outage; a != nil && b != nil {

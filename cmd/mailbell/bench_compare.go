@@ -80,7 +80,7 @@ func newBenchCompareCommand(t terminal) *cobra.Command {
 	fs.Float64Var(&cfg.Burst, "burst", 0, "changes come in bursts of this many on average (default: each alone)")
 	fs.BoolVar(&cfg.Diurnal, "diurnal", false, "squeeze a day's curve of load into the duration")
 	fs.DurationVar(&cfg.Duration, "duration", 0, "`time` that is measured, for each side; at least two of the longest interval (default 1m)")
-	fs.DurationVar(&cfg.Quiet, "quiet", 0, "`time` without changes before it (default 10s)")
+	fs.DurationVar(&cfg.Quiet, "quiet", 0, "`time` without changes before it, with nobody connected (at most 20s) and again with everybody (default 1m)")
 	fs.DurationVar(&cfg.Outage, "outage", 0, "`time` for which all servers are down afterwards; -1s none (default 1m)")
 	fs.StringVar(&cfg.Store, "store", "", "what is polled: "+mailstore.Memory+", "+mailstore.SQLite+" or "+mailstore.Dovecot+", or Debian's "+storeRoundcube+" (default "+mailstore.Memory+")")
 	fs.IntVar(&cfg.Mailboxes, "mailboxes", 0, "mailboxes of an account (default 5)")

@@ -106,7 +106,8 @@ func checkSides(t *testing.T, r bench.CompareResult) {
 		t.Errorf("bytes: polling %d, %d, pushing %d, %d", poll.BytesIn, poll.BytesOut, push.BytesIn, push.BytesOut)
 	case poll.Sockets != users || poll.KernelBytes < int64(users)*2000 || poll.ResidentBytes < 1<<20:
 		t.Errorf("%d sockets of %d bytes, %d resident", poll.Sockets, poll.KernelBytes, poll.ResidentBytes)
-	case poll.StoreReads < int64(poll.Requests) || poll.Failed > 0 || poll.Connects > 0:
+	case poll.StoreReads < int64(poll.Requests-users/10) || // the clients' counts and the store's are taken one after the other
+		poll.Failed > 0 || poll.Connects > 0:
 		t.Errorf("%d store reads in %d polls, of which %d failed; %d connections", poll.StoreReads, poll.Requests, poll.Failed, poll.Connects)
 	}
 	u := r.Units

@@ -112,8 +112,8 @@ func drawReport(t *testing.T) (path string, all []report.Comparison) {
 
 // site is what the calculator is asked for.
 type calculated struct {
-	store                                              int // of the comparisons
-	users, interval, changes, burst, mailboxes, header float64
+	store                                                       int // of the comparisons
+	users, interval, changes, burst, mailboxes, header, aServer float64
 }
 
 // figures computes what the page has to show, by row: poll, push, push without fetch.
@@ -121,16 +121,16 @@ func (c calculated) figures(u bench.CompareUnits) map[string][3]float64 {
 	rate := c.changes / 3600
 	same := math.Exp(-rate / c.burst * c.interval)
 	polls, events, hours := c.users/c.interval, c.users*rate, c.users/3600
-	fetches := events * u.FetchesPerEvent
+	fetches, servers := events*u.FetchesPerEvent, math.Ceil(c.users/c.aServer)
 	body := func(bytes float64) float64 {
 		return u.Poll304Bytes + max(0, bytes-u.Poll304Bytes)*c.mailboxes/float64(u.Mailboxes)
 	}
 	reads := func(n float64) float64 { return n + u.ReadsPerMailbox*(c.mailboxes-float64(u.Mailboxes)) }
-	bareCores, bareBytes := (hours*u.HoldUsPerHour+events*u.EventUs)/1e6, hours*u.HoldBytesPerHour+events*u.EventBytes
+	bareCores, bareBytes := servers*u.PushBaseCores+(hours*u.HoldUsPerHour+events*u.EventUs)/1e6, hours*u.HoldBytesPerHour+events*u.EventBytes
 	return map[string][3]float64{
 		"requests": {polls, fetches, 0},
 		"events":   {0, events, events},
-		"cores":    {polls * (same*u.Poll304Us + (1-same)*u.Poll200Us) / 1e6, bareCores + fetches*u.FetchUs/1e6, bareCores},
+		"cores":    {servers*u.PollBaseCores + polls*(same*u.Poll304Us+(1-same)*u.Poll200Us)/1e6, bareCores + servers*u.PollBaseCores + fetches*u.FetchUs/1e6, bareCores},
 		"mbit": {polls * (c.header + same*u.Poll304Bytes + (1-same)*body(u.Poll200Bytes)) * 8 / 1e6,
 			(bareBytes + fetches*(c.header+body(u.FetchBytes))) * 8 / 1e6, bareBytes * 8 / 1e6},
 		"reads": {polls * (same*reads(u.Poll304Reads) + (1-same)*reads(u.Poll200Reads)), fetches * reads(u.FetchReads), 0},
@@ -168,18 +168,18 @@ func TestReportPage(t *testing.T) {
 	if same := tab.Text("#same"); same != "60.0 %" {
 		t.Errorf("in the article's case %s of the polls are 304", same)
 	}
-	article := calculated{users: 3e6, interval: 60, changes: math.Round(-math.Log(0.6)*60*100) / 100, burst: 1, mailboxes: float64(all[0].Result.Settings.Mailboxes)}
+	article := calculated{users: 3e6, interval: 60, changes: math.Round(-math.Log(0.6)*60*100) / 100, burst: 1, aServer: 100_000, mailboxes: float64(all[0].Result.Settings.Mailboxes)}
 	article.check(t, tab, all[0].Result)
 	for _, c := range []calculated{
-		{store: 1, users: 20000, interval: 30, changes: 12, burst: 1, mailboxes: 5, header: 400},
-		{store: 2, users: 1000, interval: 10, changes: 60, burst: 4, mailboxes: 20},
+		{store: 1, users: 20000, interval: 30, changes: 12, burst: 1, mailboxes: 5, header: 400, aServer: 20_000},
+		{store: 2, users: 1000, interval: 10, changes: 60, burst: 4, mailboxes: 20, aServer: 300},
 	} {
 		valueOf[bool](t, tab, fmt.Sprintf(`(() => {
 			const f = document.getElementById("calculator").elements;
-			Object.entries({store: %d, users: %v, interval: %v, changes: %v, burst: %v, mailboxes: %v, header: %v}).forEach(([k, v]) => { f[k].value = v; });
+			Object.entries({store: %d, users: %v, interval: %v, changes: %v, burst: %v, mailboxes: %v, header: %v, servers: %v}).forEach(([k, v]) => { f[k].value = v; });
 			f.users.dispatchEvent(new Event("input", {bubbles: true}));
 			return true;
-		})()`, c.store, c.users, c.interval, c.changes, c.burst, c.mailboxes, c.header))
+		})()`, c.store, c.users, c.interval, c.changes, c.burst, c.mailboxes, c.header, c.aServer))
 		c.check(t, tab, all[c.store].Result)
 	}
 	valueOf[bool](t, tab, `(document.activeElement.blur(), scrollTo(0, 0), true)`)

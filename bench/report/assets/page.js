@@ -58,6 +58,7 @@
     if (measured()) return measured().units;
     var u = Object.assign({}, results[0].units); // some 17 ms a request, Roundcube 1.6 on PHP 8.2 with opcache and Dovecot
     u.poll304Us = u.poll200Us = u.fetchUs = 17000;
+    u.pollBaseCores = 0; // 17 ms has it in
     u.poll304Reads = u.poll200Reads = u.fetchReads = u.mailboxes;
     u.readsPerMailbox = 1;
     return u;
@@ -65,18 +66,19 @@
   function costs() {
     var u = units(), users = value("users"), interval = Math.max(0.1, value("interval")), rate = value("changes") / 3600, header = value("header");
     var more = value("mailboxes") - u.mailboxes, boxes = value("mailboxes") / u.mailboxes;
+    var servers = Math.max(1, Math.ceil(users / Math.max(1, value("servers"))));
     var polls = users / interval, same = Math.exp(-rate / Math.max(1, value("burst")) * interval);
     var body = function (full) { return u.poll304Bytes + Math.max(0, full - u.poll304Bytes) * boxes; };
     var reads = function (n) { return n > 0 ? n + (u.readsPerMailbox || 0) * more : 0; };
     var told = measured() ? measured().push : { latencyMs: { p50: NaN }, withoutFetch: results[0].push.withoutFetch };
     var events = users * rate, fetches = events * u.fetchesPerEvent, hours = users / 3600;
-    var push = { requests: 0, events: events, cores: (hours * u.holdUsPerHour + events * u.eventUs) / 1e6, mbit: (hours * u.holdBytesPerHour + events * u.eventBytes) * 8 / 1e6, reads: 0 };
+    var push = { requests: 0, events: events, cores: servers * u.pushBaseCores + (hours * u.holdUsPerHour + events * u.eventUs) / 1e6, mbit: (hours * u.holdBytesPerHour + events * u.eventBytes) * 8 / 1e6, reads: 0 };
     return {
       same: same,
-      poll: { requests: polls, events: 0, cores: polls * (same * u.poll304Us + (1 - same) * u.poll200Us) / 1e6,
+      poll: { requests: polls, events: 0, cores: servers * u.pollBaseCores + polls * (same * u.poll304Us + (1 - same) * u.poll200Us) / 1e6,
         mbit: polls * (header + same * u.poll304Bytes + (1 - same) * body(u.poll200Bytes)) * 8 / 1e6,
         reads: polls * (same * reads(u.poll304Reads) + (1 - same) * reads(u.poll200Reads)), wait: interval / 2 * 1000 },
-      push: { requests: fetches, events: events, cores: push.cores + fetches * u.fetchUs / 1e6, mbit: push.mbit + fetches * (header + body(u.fetchBytes)) * 8 / 1e6,
+      push: { requests: fetches, events: events, cores: push.cores + servers * u.pollBaseCores + fetches * u.fetchUs / 1e6, mbit: push.mbit + fetches * (header + body(u.fetchBytes)) * 8 / 1e6,
         reads: fetches * reads(u.fetchReads), wait: told.latencyMs.p50 },
       bare: Object.assign(push, { wait: told.withoutFetch.latencyMs.p50 }),
     };
@@ -115,6 +117,7 @@
   };
   function preset(name) {
     for (var k in presets[name]) form.elements[k].value = presets[name][k];
+    form.elements.servers.value = 100000;
     form.elements.mailboxes.value = results[0].settings.mailboxes;
     Array.prototype.forEach.call(form.querySelectorAll("button[data-preset]"), function (b) { b.setAttribute("aria-pressed", String(b.dataset.preset === name)); });
     calculate();
