@@ -139,7 +139,7 @@ func (sh *shard) fill(fd int, account string) handle {
 	c := sh.slots.all.at(i)
 	c.fd, c.addr, c.state = int32(fd), addr, slotOpen
 	c.subject, _ = sh.accounts.hold(account, 0)
-	sh.heard(c)
+	sh.heard(i, c)
 	sh.setDue(i, c.quiet)
 	aid, _ := sh.accounts.want(account, 0)
 	sh.subs.add(i, c, aid, 0, -1)

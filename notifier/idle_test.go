@@ -8,27 +8,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pings come in rounds, none later than the interval says and none much earlier, and who came together is spread.
+// Pings come in rounds, none later than the interval says, and one in an interval to who stays silent; the more there
+// are, the more rounds.
 func TestPingsComeInRounds(t *testing.T) {
 	for _, interval := range []time.Duration{100 * time.Millisecond, 3 * time.Second, 50 * time.Second, 10 * time.Minute} {
-		s, shards := newBench(t, 1)
-		s.born = time.Now().Add(-time.Hour)
-		n, times := ticks(interval), make(map[uint32]int)
-		for range 1000 {
-			now := s.tick()
-			at := shards[0].quietAt(interval)
-			if at > now+n+1 || at+n/8+1 < now+n { // the clock may go on in between
-				t.Fatalf("%v: pinged %d ticks from now", interval, at-now)
+		for open, most := range map[int64]int{1: 1, inRound - 1: 1, 3 * inRound: 4, 1_000_000: maxRounds} {
+			s, shards := newBench(t, 1)
+			s.open.Store(open)
+			n, now, rounds := ticks(interval), uint32(36_000), make(map[uint32]int)
+			for i := range uint32(1000) {
+				first := shards[0].roundAt(i, now, n)
+				if first <= now || first > now+n {
+					t.Fatalf("%v: at first pinged %d ticks from now", interval, first-now)
+				}
+				if next := shards[0].roundAt(i, first, n); next != first+n {
+					t.Fatalf("%v: pinged again after %d ticks", interval, next-first)
+				}
+				rounds[first]++
 			}
-			times[at]++
-		}
-		rounds := 3 // two, and one more if the clock goes on
-		if len(times) > rounds || n >= 16 && len(times) < 2 {
-			t.Errorf("%v: pings at %d times", interval, len(times))
+			if len(rounds) > most || n >= maxRounds && len(rounds) != most {
+				t.Errorf("%v: %d connections are pinged at %d times, want %d", interval, open, len(rounds), most)
+			}
+			for at, pinged := range rounds {
+				if n >= maxRounds && pinged > 1000/most+1 {
+					t.Errorf("%v: %d of 1000 are pinged at %d", interval, pinged, at)
+				}
+			}
 		}
 	}
 	_, shards := newBench(t, 1)
-	if at := shards[0].quietAt(-1); at != 0 {
+	if at := shards[0].quietAt(1, -1); at != 0 {
 		t.Errorf("without pings one is due at %d", at)
 	}
 }

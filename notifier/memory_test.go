@@ -181,7 +181,7 @@ func (p *node) settled() int64 {
 		if now := p.anonymous(); now < least {
 			least, since = now, time.Now()
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // between two looks
 	}
 	return p.anonymous()
 }

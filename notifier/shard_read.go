@@ -2,7 +2,6 @@ package notifier
 
 import (
 	"bytes"
-	"math/rand/v2"
 	"time"
 	"unicode/utf8"
 	"unsafe"
@@ -161,7 +160,7 @@ func (sh *shard) finish(h handle, c *slot, response []byte, access auth.Access, 
 	}
 	*sh.slots.due.at(i) = 0
 	sh.setDue(i, c.expires)
-	sh.heard(c)
+	sh.heard(i, c)
 	sh.setDue(i, c.quiet)
 	sh.setDue(i, sh.retireAt(c))
 	if len(rest) > 0 {
@@ -265,7 +264,7 @@ func (sh *shard) frame(h handle, c *slot, header ws.Header, payload []byte) {
 		sh.fail(i, c, &closeRate)
 		return
 	}
-	sh.heard(c)
+	sh.heard(i, c)
 	switch header.OpCode {
 	case ws.OpPing:
 		sh.tmp = append(newFrame(sh.tmp), payload...)
@@ -313,27 +312,36 @@ func (sh *shard) peerCloses(h handle, c *slot, payload []byte) {
 }
 
 // heard notes a sign of life.
-func (sh *shard) heard(c *slot) {
+func (sh *shard) heard(i uint32, c *slot) {
 	if c.flags&flagLeaving != 0 {
 		return
 	}
 	c.flags &^= flagPinged
-	c.quiet = sh.quietAt(sh.cfg.PingInterval)
+	c.quiet = sh.quietAt(i, sh.cfg.PingInterval)
 }
 
-// quietAt is when a connection that is silent from now on is pinged: up to an eighth of the interval early, at one of
-// sixteen times in an interval. Pings that fall due together are sent together and their pongs read together, with fewer
-// wake-ups than if they trickled; those who came together drift apart, as each takes one of two times.
-func (sh *shard) quietAt(interval time.Duration) uint32 {
+// Pings are sent in rounds, at most maxRounds in an interval, of some inRound connections at least: all shards' at once, and
+// their pongs are read together. Fewer wake-ups than if they trickled, and no more at once than an event to many.
+const (
+	maxRounds = 16
+	inRound   = 256
+)
+
+// quietAt is when a connection that is silent from now on is pinged: with its round, in an interval at the latest. Who has
+// just come may have to answer sooner.
+func (sh *shard) quietAt(i uint32, interval time.Duration) uint32 {
 	if interval < 0 {
 		return 0
 	}
-	n := ticks(interval)
-	at, grain := sh.tick()+n, n/16
-	if grain == 0 {
-		return at
-	}
-	return at - at%grain - grain*rand.Uint32N(2)
+	return sh.roundAt(i, sh.tick(), ticks(interval))
+}
+
+// roundAt is the last round of a connection in the n ticks after now.
+func (sh *shard) roundAt(i, now, n uint32) uint32 {
+	rounds := min(maxRounds, 1+uint32(sh.open.Load())/inRound)
+	phase := i % rounds * (n / rounds)
+	last := now + n
+	return last - (last-phase)%n
 }
 
 // inRate is the generic cell rate algorithm: a frame is due 1/FrameRate after the one before, and may come
