@@ -29,24 +29,37 @@ func (n *Node) backfillLoop(ctx context.Context) {
 	}
 	t := time.NewTicker(backfillEvery)
 	defer t.Stop()
-	for at := 0; ; at++ {
+	last := 0
+	for {
+		p := n.unfilled(last)
+		if p == nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-n.fill:
+				continue
+			}
+		}
+		last = int(p.id)
+		if err := n.backfill(ctx, p); err != nil && ctx.Err() == nil {
+			n.log.Debug("backfill", "partition", p.id, "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		for range n.partitions {
-			at++
-			p := n.partitions[at%len(n.partitions)].Load()
-			if p == nil || !p.backfillWanted() {
-				continue
-			}
-			if err := n.backfill(ctx, p); err != nil && ctx.Err() == nil {
-				n.log.Debug("backfill", "partition", p.id, "err", err)
-			}
-			break
+	}
+}
+
+// unfilled returns the first partition after one, all around, of which more is to be read.
+func (n *Node) unfilled(after int) *partition {
+	for i := range n.partitions {
+		if p := n.partitions[(after+1+i)%len(n.partitions)].Load(); p != nil && p.backfillWanted() {
+			return p
 		}
 	}
+	return nil
 }
 
 func (p *partition) backfillWanted() bool {

@@ -53,6 +53,7 @@ type Node struct {
 	generation uint64                      // the latest that this node was in; owned by the group's goroutine
 	links      links
 	owned      chan struct{} // has one place: something to announce
+	fill       chan struct{} // has one place: an index may have to be filled
 
 	joined  atomic.Bool  // the first generation has come
 	share   atomic.Int64 // partitions of the latest generation
@@ -92,6 +93,7 @@ func New(cfg Config) (*Node, error) {
 		partitions: make([]atomic.Pointer[partition], cfg.Log.Partitions()),
 		standIns:   make([]atomic.Pointer[partition], cfg.Log.Partitions()),
 		owned:      make(chan struct{}, 1),
+		fill:       make(chan struct{}, 1),
 		checking:   make(chan struct{}, 1),
 		stopping:   make(chan struct{}),
 	}
@@ -285,8 +287,10 @@ func (n *Node) announceLoop(ctx context.Context) {
 }
 
 func (n *Node) announceSoon() {
-	select {
-	case n.owned <- struct{}{}:
-	default:
+	for _, c := range []chan struct{}{n.owned, n.fill} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }

@@ -36,8 +36,9 @@ const (
 type layout struct {
 	at       time.Time // when the question was sent
 	brokers  map[int32]string
-	leaders  []int32 // by partition; -1 for none
-	replicas int     // of the first partition
+	leaders  []int32       // by partition; -1 for none
+	replicas int           // of the first partition
+	moved    chan struct{} // closed when leaders have moved since
 }
 
 // cluster knows the brokers and who leads which partition, and asks them questions.
@@ -193,9 +194,26 @@ func (c *cluster) refresh(ctx context.Context, since time.Time) error {
 	if old := c.current.Load(); old != nil && len(old.leaders) != len(l.leaders) {
 		return c.fail(len(old.leaders), len(l.leaders))
 	}
-	c.current.Store(l)
+	c.put(l)
 	return nil
 }
+
+// put makes l the layout, and says so where leaders have moved. Callers hold refreshing.
+func (c *cluster) put(l *layout) {
+	old := c.current.Load()
+	if old != nil && slices.Equal(old.leaders, l.leaders) {
+		l.moved = old.moved
+	} else {
+		l.moved = make(chan struct{})
+	}
+	c.current.Store(l)
+	if old != nil && old.moved != l.moved {
+		close(old.moved)
+	}
+}
+
+// moved is closed when leaders have moved since.
+func (c *cluster) moved() <-chan struct{} { return c.current.Load().moved }
 
 // fail ends the use of the log because its partitions are others now.
 func (c *cluster) fail(before, now int) error {

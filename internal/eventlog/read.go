@@ -9,9 +9,6 @@ import (
 	kafka "github.com/segmentio/kafka-go"
 )
 
-// lookInterval is how often a reader looks whether its partition has another leader, as far as is known.
-const lookInterval = time.Second
-
 // errStopped means that the reader's own function has ended the read, with reader.stopped.
 var errStopped = errors.New("stopped")
 
@@ -117,6 +114,7 @@ func (r *reader) run(ctx context.Context) error {
 
 // follow reads from the present leader until something is wrong with it.
 func (r *reader) follow(ctx context.Context) error {
+	moved := r.log.cluster.moved()
 	broker, _, ok := r.log.cluster.leader(r.partition)
 	if !ok {
 		return kafka.LeaderNotAvailable
@@ -128,13 +126,12 @@ func (r *reader) follow(ctx context.Context) error {
 	defer r.log.fetchers.detach(f)
 	defer func() { r.met = r.met || f.answered.Load() }()
 	// A leader that hangs answers no fetch, and another one is found long before that one counts as dead.
-	look := time.NewTicker(lookInterval)
-	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-look.C:
+		case <-moved:
+			moved = r.log.cluster.moved()
 			if now, _, ok := r.log.cluster.leader(r.partition); ok && now != broker {
 				return kafka.NotLeaderForPartition
 			}
