@@ -29,6 +29,7 @@ const (
 // Config of a comparison. The zero value is 20 users with a refresh interval of a minute and 6 changes an hour.
 type Config struct {
 	Users           int           // signed in, each in a session of its own; 0 = 20
+	PushUsers       int           // of the pushing side; 0 = Users. A request costs more where they are rare, so who compares servers that are as busy has more of them
 	Interval        time.Duration // between a user's refreshes without the plugin; 0 = 1 min, Roundcube's default
 	SlowRefresh     time.Duration // with the plugin; 0 = 1 h
 	SessionLifetime time.Duration // of Roundcube; 0 = 1 h. The plugin keeps alive at three quarters of it
@@ -47,6 +48,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Users < 1 || c.Users > 500:
 		return errors.New("bench compare: --users must be from 1 to 500 with --store roundcube: each is a session of PHP")
+	case c.PushUsers < 1 || c.PushUsers > 500:
+		return errors.New("bench compare: --push-users must be from 1 to 500")
 	case c.Interval < time.Second || c.Interval > time.Hour:
 		return errors.New("bench compare: --poll-interval must be from 1s to 1h")
 	case !(c.ChangeRate >= 0) || c.ChangeRate > 1000:
@@ -75,6 +78,9 @@ func (c Config) withDefaults() Config {
 	fill(&c.Span, time.Hour)
 	if c.Users == 0 {
 		c.Users = 20
+	}
+	if c.PushUsers == 0 {
+		c.PushUsers = c.Users
 	}
 	if c.ChangeRate == 0 {
 		c.ChangeRate = 6
@@ -118,6 +124,7 @@ type Result struct {
 type Settings struct {
 	Store                  string  `json:"store"`
 	Users                  int     `json:"users"`
+	PushUsers              int     `json:"pushUsers"`
 	IntervalSeconds        float64 `json:"intervalSeconds"`
 	SlowRefreshSeconds     float64 `json:"slowRefreshSeconds"`
 	SessionLifetimeSeconds float64 `json:"sessionLifetimeSeconds"`
@@ -127,7 +134,7 @@ type Settings struct {
 	Squeeze                float64 `json:"squeeze"`
 }
 
-// Pair is the same users without and with the plugin.
+// Pair is users without and with the plugin. The ratios are for as many of them.
 type Pair struct {
 	Poll  Figures `json:"poll"`
 	Push  Figures `json:"push"`
@@ -136,6 +143,13 @@ type Pair struct {
 		Bytes    float64 `json:"bytes"`
 		Requests float64 `json:"requests"`
 	} `json:"ratio"`
+}
+
+// conclude reckons the ratios, for a user of either side.
+func (p *Pair) conclude(pollUsers, pushUsers float64) {
+	p.Ratio.CPU = ratio(p.Poll.CPUMsPerUserHour, p.Push.CPUMsPerUserHour)
+	p.Ratio.Bytes = ratio(p.Poll.bytes()/pollUsers, p.Push.bytes()/pushUsers)
+	p.Ratio.Requests = ratio(float64(p.Poll.Requests)/pollUsers, float64(p.Push.Requests)/pushUsers)
 }
 
 // Lifetime is what a session's lifetime makes of the ratios.
@@ -202,11 +216,15 @@ func Compare(ctx context.Context, cfg Config) (Result, error) {
 	}
 	cfg = cfg.withDefaults()
 	r := Result{Settings: Settings{
-		Store: "roundcube", Users: cfg.Users, IntervalSeconds: cfg.Interval.Seconds(), SlowRefreshSeconds: cfg.SlowRefresh.Seconds(),
+		Store: "roundcube", Users: cfg.Users, PushUsers: cfg.PushUsers, IntervalSeconds: cfg.Interval.Seconds(), SlowRefreshSeconds: cfg.SlowRefresh.Seconds(),
 		SessionLifetimeSeconds: cfg.SessionLifetime.Seconds(), ChangesPerHour: cfg.ChangeRate, Messages: cfg.Messages, SpanSeconds: cfg.Span.Seconds(), Squeeze: cfg.Squeeze,
 	}}
 	for _, push := range []bool{false, true} {
-		s, err := startSide(ctx, cfg, push)
+		of := cfg
+		if push {
+			of.Users = cfg.PushUsers
+		}
+		s, err := startSide(ctx, of, push)
 		if err != nil {
 			return r, err
 		}
@@ -217,9 +235,7 @@ func Compare(ctx context.Context, cfg Config) (Result, error) {
 		}
 	}
 	for _, p := range []*Pair{&r.Busy, &r.Mixed, &r.Idle} {
-		p.Ratio.CPU = ratio(p.Poll.CPUSeconds, p.Push.CPUSeconds)
-		p.Ratio.Bytes = ratio(p.Poll.bytes(), p.Push.bytes())
-		p.Ratio.Requests = ratio(float64(p.Poll.Requests), float64(p.Push.Requests))
+		p.conclude(float64(cfg.Users), float64(cfg.PushUsers))
 	}
 	for _, users := range []int{1000, 10_000, 50_000} {
 		r.Sites = append(r.Sites, r.site(users))

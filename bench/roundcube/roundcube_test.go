@@ -80,22 +80,22 @@ func TestCompare(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/mailbell").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	r, err := Compare(t.Context(), Config{Users: 2, Messages: 3, ChangeRate: 60, Span: 10 * time.Minute, Binary: binary})
+	r, err := Compare(t.Context(), Config{Users: 2, PushUsers: 3, Messages: 3, ChangeRate: 60, Span: 10 * time.Minute, Binary: binary})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Broken(); err != nil {
 		t.Error(err)
 	}
-	if push := r.Busy.Push; push.Changes == 0 || push.RequestsByAction["check-recent"] == 0 || push.RequestsByAction["refresh"] > 2 || push.SocketBytesOut == 0 {
+	if push := r.Busy.Push; push.Changes == 0 || push.RequestsByAction["check-recent"] == 0 || push.RequestsByAction["refresh"] > 3 || push.SocketBytesOut == 0 {
 		t.Errorf("busy push = %+v", push)
 	}
 	// Who gets half elsewhere asks for what is in the open folder, and for nothing else.
 	if push := r.Mixed.Push; push.Elsewhere == 0 || push.Changes == 0 || push.RequestsByAction["check-recent"] > push.Changes {
 		t.Errorf("mixed push = %+v", push)
 	}
-	// Twelve pings for each of two sockets, of two bytes, and their pongs, of six.
-	if idle := r.Idle.Push; idle.RequestsByAction["check-recent"] > 0 || idle.SocketBytesOut < 2*2*5 || idle.SocketBytesIn < 2*6*5 {
+	// Twelve pings for each of three sockets, of two bytes, and their pongs, of six.
+	if idle := r.Idle.Push; idle.RequestsByAction["check-recent"] > 0 || idle.SocketBytesOut < 3*2*5 || idle.SocketBytesIn < 3*6*5 {
 		t.Errorf("idle push = %+v", idle)
 	}
 	printed, err := json.Marshal(r)
@@ -103,7 +103,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{
-		"settings.store", "busy.poll.cpuSeconds", "busy.push.cpuSecondsByProcess.mailbell", "busy.push.socketBytesIn", "busy.push.socketBytesOut", "busy.ratio.cpu", "mixed.push.elsewhere", "mixed.ratio.cpu",
+		"settings.store", "settings.pushUsers", "busy.poll.cpuSeconds", "busy.push.cpuSecondsByProcess.mailbell", "busy.push.socketBytesIn", "busy.push.socketBytesOut", "busy.ratio.cpu", "mixed.push.elsewhere", "mixed.ratio.cpu",
 		"idle.poll.requests", "idle.push.secondsToKnowMean", "idle.ratio.bytes", "mailbellIdleCores", "deliveryCpuMs", "keepAliveCpuMs",
 		"sites.2.idleRatio", "lifetimes.0.seconds", "lifetimes.1.idleCpuRatio",
 	} {
@@ -134,6 +134,17 @@ func has(t *testing.T, text []byte, path []string) bool {
 		}
 	}
 	return value != nil
+}
+
+// Ratios are for a user, however many of them either side has.
+func TestPairConcludes(t *testing.T) {
+	var p Pair
+	p.Poll = Figures{CPUMsPerUserHour: 900, Requests: 60, BytesIn: 3000, BytesOut: 3000}
+	p.Push = Figures{CPUMsPerUserHour: 100, Requests: 15, BytesIn: 1000, SocketBytesOut: 2000}
+	p.conclude(2, 5)
+	if p.Ratio.CPU != 9 || p.Ratio.Requests != 10 || p.Ratio.Bytes != 5 {
+		t.Errorf("ratios %+v", p.Ratio)
+	}
 }
 
 func TestLifetime(t *testing.T) {

@@ -23,17 +23,19 @@ type webmailFlags struct {
 	span     time.Duration
 	squeeze  float64
 	lifetime time.Duration
+	users    int // of the pushing side
 }
 
 func (f *webmailFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.span, "span", 0, "with --store roundcube: `time` of users that is measured (default 1h)")
 	fs.Float64Var(&f.squeeze, "squeeze", 0, "with --store roundcube: users' time over the machine's (default 50, which is the most)")
+	fs.IntVar(&f.users, "push-users", 0, "with --store roundcube: users of the pushing side, so many that the servers are as busy as with polling (default: those of --users)")
 	fs.DurationVar(&f.lifetime, "session-lifetime", 0, "with --store roundcube: `time` that a session lives without requests (default 1h)")
 }
 
 // checkStoreFlags refuses flags that a store does not know, rather than measure something else than was asked for.
 func checkStoreFlags(cmd *cobra.Command, store string) error {
-	only := []string{"span", "squeeze", "session-lifetime"}
+	only := []string{"span", "squeeze", "session-lifetime", "push-users"}
 	both := []string{"store", "users", "poll-interval", "change-rate", "seed", "json"}
 	var refused []string
 	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
@@ -62,7 +64,7 @@ func (f *webmailFlags) run(cmd *cobra.Command, t terminal, c bench.CompareConfig
 		return err
 	}
 	cfg := roundcube.Config{
-		Users: c.Users, Interval: c.Interval, ChangeRate: c.ChangeRate, Seed: c.Seed, Span: f.span, Squeeze: f.squeeze, SessionLifetime: f.lifetime, Binary: binary,
+		Users: c.Users, PushUsers: f.users, Interval: c.Interval, ChangeRate: c.ChangeRate, Seed: c.Seed, Span: f.span, Squeeze: f.squeeze, SessionLifetime: f.lifetime, Binary: binary,
 	}
 	if err := cfg.Validate(); err != nil {
 		return &usageError{command: cmd.CommandPath(), err: err}
@@ -87,8 +89,8 @@ func (f *webmailFlags) run(cmd *cobra.Command, t terminal, c bench.CompareConfig
 }
 
 func printRoundcube(w io.Writer, r roundcube.Result) {
-	fmt.Fprintf(w, "%d users of Roundcube, a refresh every %gs, %g messages a user-hour, sessions of %gs; %gs of their time\n\n", r.Settings.Users,
-		r.Settings.IntervalSeconds, r.Settings.ChangesPerHour, r.Settings.SessionLifetimeSeconds, r.Settings.SpanSeconds)
+	fmt.Fprintf(w, "%d users of Roundcube (%d pushing), a refresh every %gs, %g messages a user-hour, sessions of %gs; %gs of their time\n\n", r.Settings.Users,
+		r.Settings.PushUsers, r.Settings.IntervalSeconds, r.Settings.ChangesPerHour, r.Settings.SessionLifetimeSeconds, r.Settings.SpanSeconds)
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "\tpoll\tpush\tmixed poll\tmixed push\tidle poll\tidle push\t")
 	sides := []roundcube.Figures{r.Busy.Poll, r.Busy.Push, r.Mixed.Poll, r.Mixed.Push, r.Idle.Poll, r.Idle.Push}
@@ -113,7 +115,7 @@ func printRoundcube(w io.Writer, r roundcube.Result) {
 	row("s to know, worst", "%.2f", func(f roundcube.Figures) any { return f.SecondsToKnowWorst })
 	tw.Flush()
 	fmt.Fprintf(w, "\nA delivery costs %.1f ms of CPU, which is in neither side.\n", r.DeliveryCPUMs)
-	fmt.Fprintf(w, "poll over push: CPU %.3g, mixed %.3g, idle %.3g; requests %.3g, %.3g, %.3g; bytes %.3g, %.3g, %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
+	fmt.Fprintf(w, "poll over push, for a user: CPU %.3g, mixed %.3g, idle %.3g; requests %.3g, %.3g, %.3g; bytes %.3g, %.3g, %.3g. mailbell idles at %.4f cores, which is in none of these but the following:\n",
 		r.Busy.Ratio.CPU, r.Mixed.Ratio.CPU, r.Idle.Ratio.CPU, r.Busy.Ratio.Requests, r.Mixed.Ratio.Requests, r.Idle.Ratio.Requests,
 		r.Busy.Ratio.Bytes, r.Mixed.Ratio.Bytes, r.Idle.Ratio.Bytes, r.MailbellIdleCores)
 	for _, s := range r.Sites {
