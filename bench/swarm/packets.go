@@ -105,8 +105,8 @@ func newPackets(cfg PacketsConfig) (*Packets, error) {
 	return p, err
 }
 
-// run connects and answers until ctx ends.
-func (p *Packets) run(ctx context.Context) error {
+// Run connects and answers until ctx ends.
+func (p *Packets) Run(ctx context.Context) error {
 	defer p.device.close()
 	p.start = time.Now()
 	fds := []unix.PollFd{{Fd: int32(p.device.fd), Events: unix.POLLIN}}
@@ -383,4 +383,25 @@ func (p *Packets) other(i int, payload []byte, now time.Time) {
 	default:
 		p.counts.fail("frame %s %s %s", f.Type, f.Code, f.Message)
 	}
+}
+
+func (p *Packets) report() Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.counts
+	c.Failures = cloneMap(c.Failures)
+	return Report{Counts: c}
+}
+
+func (p *Packets) obey(string, *encoder) {}
+
+func (p *Packets) final() Report {
+	var f Final
+	for i := range p.conns {
+		c := &p.conns[i]
+		if o := c.observer.Observation(uint32(i)); o.Last > 0 || o.Told > c.since {
+			f.Observations, f.Since = append(f.Observations, o), append(f.Since, c.since)
+		}
+	}
+	return Report{Counts: p.counts, Latencies: p.hist.Export(), Final: &f}
 }

@@ -41,42 +41,74 @@ const (
 // reports go to out. The end of in ends it.
 func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	lines := bufio.NewReader(in)
-	first, err := lines.ReadBytes('\n')
-	if err != nil {
-		return fmt.Errorf("swarm: read configuration: %w", err)
-	}
 	var cfg Config
-	if err := json.Unmarshal(first, &cfg); err != nil {
-		return fmt.Errorf("swarm: read configuration: %w", err)
+	if err := readConfig(lines, &cfg); err != nil {
+		return fmt.Errorf("swarm: %w", err)
 	}
 	s, err := New(cfg)
 	if err != nil {
 		return err
 	}
+	return serve(ctx, lines, out, cfg.report(), s)
+}
+
+// ServePackets is Serve for clients in user space: PacketsConfig is the first line of in. Its final report is
+// sparse, and CommandFinish is all that it obeys.
+func ServePackets(ctx context.Context, in io.Reader, out io.Writer) error {
+	lines := bufio.NewReader(in)
+	var cfg PacketsConfig
+	if err := readConfig(lines, &cfg); err != nil {
+		return fmt.Errorf("packets: %w", err)
+	}
+	p, err := newPackets(cfg)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, lines, out, time.Duration(max(cfg.ReportMs, 50))*time.Millisecond, p)
+}
+
+func readConfig(lines *bufio.Reader, cfg any) error {
+	first, err := lines.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(first, cfg)
+	}
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	return nil
+}
+
+// clients are what a parent process starts, watches and ends.
+type clients interface {
+	Run(ctx context.Context) error // until ctx ends
+	report() Report
+	obey(command string, enc *encoder)
+	final() Report // after Run has returned
+}
+
+func serve(ctx context.Context, lines *bufio.Reader, out io.Writer, every time.Duration, c clients) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	enc := &encoder{enc: json.NewEncoder(out)}
 	finish := make(chan bool, 1)
-	go func() { // ends with its input; the process ends right after Serve
-		finish <- obey(lines, s, enc)
+	go func() { // ends with its input; the process ends right after serve
+		finish <- obey(lines, c, enc)
 		cancel()
 	}()
-
 	var printing sync.WaitGroup
 	printing.Go(func() {
-		tick := time.NewTicker(cfg.report())
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				counts, _ := s.Snapshot()
-				enc.print(Report{Counts: counts})
+				enc.print(c.report())
 			}
 		}
 	})
-	err = s.Run(ctx)
+	err := c.Run(ctx)
 	cancel()
 	printing.Wait()
 	if err != nil {
@@ -84,19 +116,36 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	select {
 	case asked := <-finish:
-		if !asked {
-			return nil
+		if asked {
+			enc.print(c.final())
 		}
 	default:
-		return nil
 	}
+	return nil
+}
+
+func (s *Swarm) report() Report {
+	counts, _ := s.Snapshot()
+	return Report{Counts: counts}
+}
+
+func (s *Swarm) final() Report {
 	counts, hist := s.Snapshot()
 	observations, since := s.Observations()
-	if cfg.Sparse {
+	if s.cfg.Sparse {
 		observations, since = onlyHeard(observations, since)
 	}
-	enc.print(Report{Counts: counts, Latencies: hist, Final: &Final{Observations: observations, Since: since, Late: s.Late()}})
-	return nil
+	return Report{Counts: counts, Latencies: hist, Final: &Final{Observations: observations, Since: since, Late: s.Late()}}
+}
+
+func (s *Swarm) obey(command string, enc *encoder) {
+	switch command {
+	case CommandLatencies:
+		counts, hist := s.takeLatencies()
+		enc.print(Report{Counts: counts, Latencies: hist})
+	case CommandReturn:
+		s.Return(1.0 / 3)
+	}
 }
 
 // onlyHeard leaves out the connections that heard nothing.
@@ -123,20 +172,16 @@ func (e *encoder) print(r Report) {
 }
 
 // obey follows the commands; true says that the parent asked to finish.
-func obey(lines *bufio.Reader, s *Swarm, enc *encoder) bool {
+func obey(lines *bufio.Reader, c clients, enc *encoder) bool {
 	for {
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			return false
 		}
-		switch strings.TrimSpace(line) {
-		case CommandLatencies:
-			counts, hist := s.takeLatencies()
-			enc.print(Report{Counts: counts, Latencies: hist})
-		case CommandReturn:
-			s.Return(1.0 / 3)
-		case CommandFinish:
+		command := strings.TrimSpace(line)
+		if command == CommandFinish {
 			return true
 		}
+		c.obey(command, enc)
 	}
 }
