@@ -320,11 +320,11 @@ func (sh *shard) heard(i uint32, c *slot) {
 	c.quiet = sh.quietAt(i, sh.cfg.PingInterval)
 }
 
-// Pings are sent in rounds, at most maxRounds in an interval, of some inRound connections at least: all shards' at once, and
+// Pings are sent in rounds, at most maxRounds in an interval, of inRound connections or more: all shards' at once, and
 // their pongs are read together. Fewer wake-ups than if they trickled, and no more at once than an event to many.
 const (
 	maxRounds = 16
-	inRound   = 256
+	inRound   = 1024
 )
 
 // quietAt is when a connection that is silent from now on is pinged: with its round, in an interval at the latest. Who has
