@@ -26,6 +26,11 @@ func (s *side) measure(ctx context.Context, r *Result) error {
 		pair            *Pair
 		rate, elsewhere float64
 	}{{&r.Busy, s.cfg.ChangeRate, 0}, {&r.Mixed, s.cfg.ChangeRate, mixedElsewhere}, {&r.Idle, 0, 0}} {
+		if s.push && of.pair == &r.Idle {
+			if err := s.signIn(ctx, s.cfg.IdlePushUsers); err != nil {
+				return err
+			}
+		}
 		f, err := s.hours(ctx, of.rate, of.elsewhere, r.DeliveryCPUMs)
 		if err != nil {
 			return err
@@ -150,7 +155,7 @@ func (s *side) hours(ctx context.Context, rate, elsewhere, deliveryMs float64) (
 		f.ByProcess[name] = used
 		f.CPUSeconds += used
 	}
-	f.CPUMsPerUserHour = 1000 * f.CPUSeconds / float64(s.cfg.Users) / s.cfg.Span.Hours()
+	f.CPUMsPerUserHour = 1000 * f.CPUSeconds / float64(len(s.users)) / s.cfg.Span.Hours()
 	requests, err := s.web.Requests(start)
 	if err != nil {
 		return f, err

@@ -30,6 +30,7 @@ const (
 type Config struct {
 	Users           int           // signed in, each in a session of its own; 0 = 20
 	PushUsers       int           // of the pushing side; 0 = Users. A request costs more where they are rare, so who compares servers that are as busy has more of them
+	IdlePushUsers   int           // the same, while nothing changes; 0 = PushUsers
 	Interval        time.Duration // between a user's refreshes without the plugin; 0 = 1 min, Roundcube's default
 	SlowRefresh     time.Duration // with the plugin; 0 = 1 h
 	SessionLifetime time.Duration // of Roundcube; 0 = 1 h. The plugin keeps alive at three quarters of it
@@ -48,8 +49,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Users < 1 || c.Users > 500:
 		return errors.New("bench compare: --users must be from 1 to 500 with --store roundcube: each is a session of PHP")
-	case c.PushUsers < 1 || c.PushUsers > 500:
-		return errors.New("bench compare: --push-users must be from 1 to 500")
+	case c.PushUsers < 1 || c.PushUsers > 500 || c.IdlePushUsers < c.PushUsers || c.IdlePushUsers > 500:
+		return errors.New("bench compare: --push-users and --idle-push-users must be from 1 to 500, and the idle ones not fewer")
 	case c.Interval < time.Second || c.Interval > time.Hour:
 		return errors.New("bench compare: --poll-interval must be from 1s to 1h")
 	case !(c.ChangeRate >= 0) || c.ChangeRate > 1000:
@@ -81,6 +82,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.PushUsers == 0 {
 		c.PushUsers = c.Users
+	}
+	if c.IdlePushUsers == 0 {
+		c.IdlePushUsers = c.PushUsers
 	}
 	if c.ChangeRate == 0 {
 		c.ChangeRate = 6
@@ -125,6 +129,7 @@ type Settings struct {
 	Store                  string  `json:"store"`
 	Users                  int     `json:"users"`
 	PushUsers              int     `json:"pushUsers"`
+	IdlePushUsers          int     `json:"idlePushUsers"`
 	IntervalSeconds        float64 `json:"intervalSeconds"`
 	SlowRefreshSeconds     float64 `json:"slowRefreshSeconds"`
 	SessionLifetimeSeconds float64 `json:"sessionLifetimeSeconds"`
@@ -216,15 +221,11 @@ func Compare(ctx context.Context, cfg Config) (Result, error) {
 	}
 	cfg = cfg.withDefaults()
 	r := Result{Settings: Settings{
-		Store: "roundcube", Users: cfg.Users, PushUsers: cfg.PushUsers, IntervalSeconds: cfg.Interval.Seconds(), SlowRefreshSeconds: cfg.SlowRefresh.Seconds(),
+		Store: "roundcube", Users: cfg.Users, PushUsers: cfg.PushUsers, IdlePushUsers: cfg.IdlePushUsers, IntervalSeconds: cfg.Interval.Seconds(), SlowRefreshSeconds: cfg.SlowRefresh.Seconds(),
 		SessionLifetimeSeconds: cfg.SessionLifetime.Seconds(), ChangesPerHour: cfg.ChangeRate, Messages: cfg.Messages, SpanSeconds: cfg.Span.Seconds(), Squeeze: cfg.Squeeze,
 	}}
 	for _, push := range []bool{false, true} {
-		of := cfg
-		if push {
-			of.Users = cfg.PushUsers
-		}
-		s, err := startSide(ctx, of, push)
+		s, err := startSide(ctx, cfg, push)
 		if err != nil {
 			return r, err
 		}
@@ -234,9 +235,9 @@ func Compare(ctx context.Context, cfg Config) (Result, error) {
 			return r, err
 		}
 	}
-	for _, p := range []*Pair{&r.Busy, &r.Mixed, &r.Idle} {
-		p.conclude(float64(cfg.Users), float64(cfg.PushUsers))
-	}
+	r.Busy.conclude(float64(cfg.Users), float64(cfg.PushUsers))
+	r.Mixed.conclude(float64(cfg.Users), float64(cfg.PushUsers))
+	r.Idle.conclude(float64(cfg.Users), float64(cfg.IdlePushUsers))
 	for _, users := range []int{1000, 10_000, 50_000} {
 		r.Sites = append(r.Sites, r.site(users))
 	}

@@ -80,7 +80,7 @@ func TestCompare(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/mailbell").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	r, err := Compare(t.Context(), Config{Users: 2, PushUsers: 3, Messages: 3, ChangeRate: 60, Span: 10 * time.Minute, Binary: binary})
+	r, err := Compare(t.Context(), Config{Users: 2, PushUsers: 3, IdlePushUsers: 4, Messages: 3, ChangeRate: 60, Span: 10 * time.Minute, Binary: binary})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,8 +94,8 @@ func TestCompare(t *testing.T) {
 	if push := r.Mixed.Push; push.Elsewhere == 0 || push.Changes == 0 || push.RequestsByAction["check-recent"] > push.Changes {
 		t.Errorf("mixed push = %+v", push)
 	}
-	// Twelve pings for each of three sockets, of two bytes, and their pongs, of six.
-	if idle := r.Idle.Push; idle.RequestsByAction["check-recent"] > 0 || idle.SocketBytesOut < 3*2*5 || idle.SocketBytesIn < 3*6*5 {
+	// Twelve pings for each of four sockets, of two bytes, and their pongs, of six.
+	if idle := r.Idle.Push; idle.RequestsByAction["check-recent"] > 0 || idle.SocketBytesOut < 4*2*5 || idle.SocketBytesIn < 4*6*5 {
 		t.Errorf("idle push = %+v", idle)
 	}
 	printed, err := json.Marshal(r)
@@ -103,7 +103,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{
-		"settings.store", "settings.pushUsers", "busy.poll.cpuSeconds", "busy.push.cpuSecondsByProcess.mailbell", "busy.push.socketBytesIn", "busy.push.socketBytesOut", "busy.ratio.cpu", "mixed.push.elsewhere", "mixed.ratio.cpu",
+		"settings.store", "settings.pushUsers", "settings.idlePushUsers", "busy.poll.cpuSeconds", "busy.push.cpuSecondsByProcess.mailbell", "busy.push.socketBytesIn", "busy.push.socketBytesOut", "busy.ratio.cpu", "mixed.push.elsewhere", "mixed.ratio.cpu",
 		"idle.poll.requests", "idle.push.secondsToKnowMean", "idle.ratio.bytes", "mailbellIdleCores", "deliveryCpuMs", "keepAliveCpuMs",
 		"sites.2.idleRatio", "lifetimes.0.seconds", "lifetimes.1.idleCpuRatio",
 	} {

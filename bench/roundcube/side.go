@@ -71,7 +71,7 @@ func (f *failures) add(err error) {
 func startSide(ctx context.Context, cfg Config, push bool) (*side, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	s := &side{cfg: cfg, push: push, roots: make(map[string]int), transport: &http.Transport{MaxIdleConnsPerHost: cfg.Users}}
+	s := &side{cfg: cfg, push: push, roots: make(map[string]int), transport: &http.Transport{MaxIdleConnsPerHost: max(cfg.Users, cfg.IdlePushUsers)}}
 	if err := s.start(ctx); err != nil {
 		s.stop()
 		return nil, fmt.Errorf("%w\n%s", err, &s.log)
@@ -134,7 +134,10 @@ func (s *side) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.signIn(ctx)
+	if s.push {
+		return s.signIn(ctx, s.cfg.PushUsers)
+	}
+	return s.signIn(ctx, s.cfg.Users)
 }
 
 func (s *side) startBell(ctx context.Context, http, sockets string) error {
@@ -184,9 +187,9 @@ func twoAddresses() (a, b string, err error) {
 	return addrs[0], addrs[1], nil
 }
 
-// signIn fills the users' mailboxes and signs them in.
-func (s *side) signIn(ctx context.Context) error {
-	for i := range s.cfg.Users {
+// signIn fills users' mailboxes and signs them in, until there are n.
+func (s *side) signIn(ctx context.Context, n int) error {
+	for i := len(s.users); i < n; i++ {
 		name := fmt.Sprintf("user%d@example.com", i)
 		for range s.cfg.Messages {
 			if err := s.deliver(ctx, name); err != nil {
@@ -203,7 +206,7 @@ func (s *side) signIn(ctx context.Context) error {
 				return err
 			}
 		}
-		s.cfg.Say("%s: %d of %d users are signed in", s.name(), i+1, s.cfg.Users)
+		s.cfg.Say("%s: %d of %d users are signed in", s.name(), i+1, n)
 	}
 	return nil
 }

@@ -24,18 +24,20 @@ type webmailFlags struct {
 	squeeze  float64
 	lifetime time.Duration
 	users    int // of the pushing side
+	idle     int // of the pushing side, while nothing changes
 }
 
 func (f *webmailFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.span, "span", 0, "with --store roundcube: `time` of users that is measured (default 1h)")
 	fs.Float64Var(&f.squeeze, "squeeze", 0, "with --store roundcube: users' time over the machine's (default 50, which is the most)")
 	fs.IntVar(&f.users, "push-users", 0, "with --store roundcube: users of the pushing side, so many that the servers are as busy as with polling (default: those of --users)")
+	fs.IntVar(&f.idle, "idle-push-users", 0, "with --store roundcube: the same, while nothing changes (default: those of --push-users)")
 	fs.DurationVar(&f.lifetime, "session-lifetime", 0, "with --store roundcube: `time` that a session lives without requests (default 1h)")
 }
 
 // checkStoreFlags refuses flags that a store does not know, rather than measure something else than was asked for.
 func checkStoreFlags(cmd *cobra.Command, store string) error {
-	only := []string{"span", "squeeze", "session-lifetime", "push-users"}
+	only := []string{"span", "squeeze", "session-lifetime", "push-users", "idle-push-users"}
 	both := []string{"store", "users", "poll-interval", "change-rate", "seed", "json"}
 	var refused []string
 	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
@@ -64,7 +66,7 @@ func (f *webmailFlags) run(cmd *cobra.Command, t terminal, c bench.CompareConfig
 		return err
 	}
 	cfg := roundcube.Config{
-		Users: c.Users, PushUsers: f.users, Interval: c.Interval, ChangeRate: c.ChangeRate, Seed: c.Seed, Span: f.span, Squeeze: f.squeeze, SessionLifetime: f.lifetime, Binary: binary,
+		Users: c.Users, PushUsers: f.users, IdlePushUsers: f.idle, Interval: c.Interval, ChangeRate: c.ChangeRate, Seed: c.Seed, Span: f.span, Squeeze: f.squeeze, SessionLifetime: f.lifetime, Binary: binary,
 	}
 	if err := cfg.Validate(); err != nil {
 		return &usageError{command: cmd.CommandPath(), err: err}
@@ -89,8 +91,8 @@ func (f *webmailFlags) run(cmd *cobra.Command, t terminal, c bench.CompareConfig
 }
 
 func printRoundcube(w io.Writer, r roundcube.Result) {
-	fmt.Fprintf(w, "%d users of Roundcube (%d pushing), a refresh every %gs, %g messages a user-hour, sessions of %gs; %gs of their time\n\n", r.Settings.Users,
-		r.Settings.PushUsers, r.Settings.IntervalSeconds, r.Settings.ChangesPerHour, r.Settings.SessionLifetimeSeconds, r.Settings.SpanSeconds)
+	fmt.Fprintf(w, "%d users of Roundcube (%d pushing, %d when idle), a refresh every %gs, %g messages a user-hour, sessions of %gs; %gs of their time\n\n", r.Settings.Users,
+		r.Settings.PushUsers, r.Settings.IdlePushUsers, r.Settings.IntervalSeconds, r.Settings.ChangesPerHour, r.Settings.SessionLifetimeSeconds, r.Settings.SpanSeconds)
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "\tpoll\tpush\tmixed poll\tmixed push\tidle poll\tidle push\t")
 	sides := []roundcube.Figures{r.Busy.Poll, r.Busy.Push, r.Mixed.Poll, r.Mixed.Push, r.Idle.Poll, r.Idle.Push}
