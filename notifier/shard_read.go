@@ -321,10 +321,10 @@ func (sh *shard) heard(i uint32, c *slot) {
 }
 
 // Pings are sent in rounds, at most maxRounds in an interval, of inRound connections or more: all shards' at once, and
-// their pongs are read together. Fewer wake-ups than if they trickled, and no more at once than an event to many.
+// their pongs are read together. Each round wakes threads here and clients there, which costs more than the pings themselves.
 const (
 	maxRounds = 16
-	inRound   = 1024
+	inRound   = 8192
 )
 
 // quietAt is when a connection that is silent from now on is pinged: with its round, in an interval at the latest. Who has
