@@ -31,6 +31,7 @@ func TestRoundcubeSession(t *testing.T) {
 }
 
 func (s *roundcubeSite) ticketTakesPost(t *testing.T) {
+	s.bell.logged(t, "a notifier's public address works", "url") // until then the gateway has nobody to hand out
 	jar, err := cookiejar.New(nil)
 	must(t, err)
 	client := &http.Client{Jar: jar, Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
