@@ -320,8 +320,8 @@ func (sh *shard) heard(i uint32, c *slot) {
 	c.quiet = sh.quietAt(i, sh.cfg.PingInterval)
 }
 
-// Pings are sent in rounds, at most maxRounds in an interval, of inRound connections or more: all shards' at once, and
-// their pongs are read together. Each round wakes threads here and clients there, which costs more than the pings themselves.
+// Pings are sent in rounds, all shards' at once, and their pongs are read together: as few rounds in an interval as keep each
+// below inRound connections, and at most maxRounds. A round wakes threads here and clients there, beside what its pings cost.
 const (
 	maxRounds = 16
 	inRound   = 8192

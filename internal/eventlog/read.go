@@ -125,12 +125,11 @@ func (r *reader) follow(ctx context.Context) error {
 	}
 	defer r.log.fetchers.detach(f)
 	defer func() { r.met = r.met || f.answered.Load() }()
-	// A leader that hangs answers no fetch, and another one is found long before that one counts as dead.
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-moved:
+		case <-moved: // a leader that hangs answers no fetch, and another one is found long before that one counts as dead
 			moved = r.log.cluster.moved()
 			if now, _, ok := r.log.cluster.leader(r.partition); ok && now != broker {
 				return kafka.NotLeaderForPartition
